@@ -1,0 +1,1 @@
+"""What sits on features: heads, poolings, prompts, adapters."""

@@ -1,0 +1,1 @@
+"""Command lines; each is also a console script."""

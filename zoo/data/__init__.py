@@ -1,0 +1,1 @@
+"""Data sets, embedded data and input pipelines."""

@@ -1,0 +1,1 @@
+"""OpenMMLab without compiling: mmcv ops in torch, and timm backbones for its heads."""

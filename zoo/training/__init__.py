@@ -1,0 +1,1 @@
+"""Training on mmengine: classifier, optimisers, hooks and the runner."""
