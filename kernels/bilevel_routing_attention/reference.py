@@ -110,7 +110,7 @@ def _grids(
 
 
 def _valid_tokens(x: torch.Tensor, grid: Grid) -> torch.Tensor | None:
-    """Which tokens of each region are not padding, (P, tokens); None if all are known to be real."""
+    """Which tokens of each region are real, (P, tokens); None where no token is padding."""
     height, width = x.shape[1:3]
     if is_zero(grid.rows * grid.height - height) and is_zero(grid.columns * grid.width - width):
         return None

@@ -1,0 +1,97 @@
+"""Building models as timm does, and loading the authors' checkpoints into them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg
+from timm.models._builder import resolve_pretrained_cfg
+from torch import nn
+
+StateDict = dict[str, torch.Tensor]
+FilterFn = Callable[[StateDict, nn.Module], StateDict]
+
+
+def build_model(
+    cls: type[nn.Module], variant: str, pretrained: bool, filter_fn: FilterFn, **kwargs: Any
+) -> nn.Module:
+    """Builds a model through timm's ``build_model_with_cfg``.
+
+    What this adds: ``load_state_dict``, and with it ``timm.create_model(checkpoint_path=...)``,
+    takes the authors' state dict as well as ours, also for ``features_only`` models; and
+    ``pretrained=True`` raises where there is nothing to download instead of leaving the model
+    untrained.
+
+    Args:
+        cls: Model class.
+        variant: Registered name.
+        pretrained: Whether to load the weights that the pretrained configuration names.
+        filter_fn: Maps an official state dict to ours; returns ours unchanged.
+        **kwargs: For ``build_model_with_cfg``.
+
+    Raises:
+        ValueError: If ``pretrained`` and the configuration names no weights.
+    """
+    if pretrained:
+        _require_weights(variant, kwargs)
+    kwargs.setdefault("feature_cfg", {})["feature_cls"] = "getter"
+    features_only = kwargs.get("features_only", False)
+    model = build_model_with_cfg(cls, variant, pretrained, pretrained_filter_fn=filter_fn, **kwargs)
+    model.register_load_state_dict_pre_hook(_OfficialCheckpointHook(filter_fn, features_only))
+    return model
+
+
+def _require_weights(variant: str, kwargs: dict[str, Any]) -> None:
+    cfg = resolve_pretrained_cfg(
+        variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
+    )
+    if not cfg.has_weights:
+        origin = f" from {cfg.origin_url}" if cfg.origin_url else ""
+        raise ValueError(
+            f"{variant} has no weights to download; get the authors' file{origin} and pass "
+            f"checkpoint_path=FILE, or pretrained_cfg_overlay=dict(file=FILE) with pretrained=True"
+        )
+
+
+class _OfficialCheckpointHook:
+    """Converts an official state dict in place before ``load_state_dict`` looks at it."""
+
+    def __init__(self, filter_fn: FilterFn, features_only: bool):
+        self.filter_fn = filter_fn
+        self.features_only = features_only
+
+    def __call__(
+        self, module: nn.Module, state_dict: StateDict, prefix: str, *args: object
+    ) -> None:
+        if prefix or not state_dict:
+            return
+        model = module
+        if self.features_only:
+            model = module.model
+            if all(key.startswith("model.") for key in state_dict):
+                return
+        converted = self.filter_fn(dict(state_dict), model)
+        if self.features_only:
+            converted = _keep_features(converted, model)
+        state_dict.clear()
+        state_dict.update(converted)
+
+
+def _keep_features(state_dict: StateDict, model: nn.Module) -> StateDict:
+    """Drops the parts of a whole classifier that its features lack; adds the wrapper's prefix."""
+    own = {_part(key) for key in model.state_dict()}
+    containers = {part.partition(".")[0] for part in own if "." in part}
+
+    def is_pruned(part: str) -> bool:
+        return part not in own and (
+            part in ("norm", "head") or part.partition(".")[0] in containers
+        )
+
+    return {f"model.{k}": v for k, v in state_dict.items() if not is_pruned(_part(k))}
+
+
+def _part(key: str) -> str:
+    """Top-level part of a key: `head` of `head.fc.bias`, `stages.3` of `stages.3.blocks.0...`."""
+    name, _, rest = key.partition(".")
+    index = rest.partition(".")[0]
+    return f"{name}.{index}" if index.isdigit() else name
