@@ -37,7 +37,8 @@ def build_model(
     kwargs.setdefault("feature_cfg", {})["feature_cls"] = "getter"
     features_only = kwargs.get("features_only", False)
     model = build_model_with_cfg(cls, variant, pretrained, pretrained_filter_fn=filter_fn, **kwargs)
-    model.register_load_state_dict_pre_hook(_OfficialCheckpointHook(filter_fn, features_only))
+    model.convert_state_dict = _StateDictConverter(filter_fn, features_only)
+    model.register_load_state_dict_pre_hook(_convert_before_load)
     return model
 
 
@@ -53,28 +54,29 @@ def _require_weights(variant: str, kwargs: dict[str, Any]) -> None:
         )
 
 
-class _OfficialCheckpointHook:
-    """Converts an official state dict in place before ``load_state_dict`` looks at it."""
+class _StateDictConverter:
+    """Maps an official state dict to that of a model, also of a ``features_only`` one."""
 
     def __init__(self, filter_fn: FilterFn, features_only: bool):
         self.filter_fn = filter_fn
         self.features_only = features_only
 
-    def __call__(
-        self, module: nn.Module, state_dict: StateDict, prefix: str, *args: object
-    ) -> None:
-        if prefix or not state_dict:
-            return
-        model = module
-        if self.features_only:
-            model = module.model
-            if all(key.startswith("model.") for key in state_dict):
-                return
-        converted = self.filter_fn(dict(state_dict), model)
-        if self.features_only:
-            converted = _keep_features(converted, model)
-        state_dict.clear()
-        state_dict.update(converted)
+    def __call__(self, model: nn.Module, state_dict: StateDict) -> StateDict:
+        if not self.features_only:
+            return self.filter_fn(state_dict, model)
+        if all(key.startswith("model.") for key in state_dict):
+            return state_dict
+        return _keep_features(self.filter_fn(state_dict, model.model), model.model)
+
+
+def _convert_before_load(
+    model: nn.Module, state_dict: StateDict, prefix: str, *args: object
+) -> None:
+    if prefix or not state_dict:
+        return
+    converted = model.convert_state_dict(model, dict(state_dict))
+    state_dict.clear()
+    state_dict.update(converted)
 
 
 def _keep_features(state_dict: StateDict, model: nn.Module) -> StateDict:
