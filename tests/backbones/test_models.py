@@ -1,0 +1,210 @@
+"""The questions that every registered model answers, in timm's manner and beyond."""
+
+import copy
+import sys
+
+import pytest
+import timm
+import torch
+from timm.models import is_model_in_modules
+
+import visattn  # noqa: F401
+
+MODELS = sorted(
+    name
+    for name in timm.list_models()
+    if sys.modules[timm.model_entrypoint(name).__module__].__name__.startswith("visattn.")
+)
+# Reduced depth keeps the sweep fast; what is asked does not depend on it.
+SHALLOW = {"biformer": {"depths": (1, 1, 2, 1)}}
+
+
+def create(name, **kwargs):
+    return timm.create_model(name, **{**SHALLOW[name.partition("_")[0]], **kwargs})
+
+
+def images(batch=2, height=64, width=64, channels=3):
+    return torch.randn(batch, channels, height, width)
+
+
+def relative(actual, expected):
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+pytestmark = pytest.mark.parametrize("name", MODELS)
+
+
+def test_default_cfg_states_the_model(name):
+    model = create(name)
+    cfg = model.pretrained_cfg
+    assert not is_model_in_modules(name, {"vision_transformer"})
+    assert model.get_submodule(cfg["classifier"]) is model.get_classifier()
+    assert model.get_submodule(cfg["first_conv"]).in_channels == 3
+    assert model.num_classes == cfg["num_classes"]
+    assert cfg["license"] and cfg["origin_url"] and cfg["paper_ids"]
+    with torch.inference_mode():
+        features = create(name).eval().forward_features(images(1, *cfg["input_size"][1:]))
+    assert features.shape[1:] == (model.num_features, *cfg["pool_size"])
+
+
+def test_backward_gives_every_parameter_a_gradient(name):
+    model = create(name, num_classes=5, drop_path_rate=0.1)
+    out = model(images(4))
+    assert out.shape == (4, 5)
+    torch.nn.functional.cross_entropy(out, torch.arange(4)).backward()
+    without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not without
+
+
+def test_checkpointing_changes_no_gradient(name):
+    model = create(name, num_classes=5)
+    again = copy.deepcopy(model)
+    again.set_grad_checkpointing()
+    x = images()
+    for m in (model, again):
+        m(x).square().sum().backward()
+    for (key, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_forward_is_features_then_head(name):
+    model = create(name, num_classes=5).eval()
+    x = images()
+    features = model.forward_features(x)
+    assert features.shape == (2, model.num_features, 2, 2)
+    torch.testing.assert_close(model.forward_head(features), model(x))
+    pooled = model.forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, model.head_hidden_size)
+
+
+def test_reset_classifier(name):
+    model = create(name).eval()
+    model.reset_classifier(7)
+    assert model(images()).shape == (2, 7)
+    model.reset_classifier(0)
+    assert model(images()).shape == (2, model.num_features)
+    model.reset_classifier(0, "")
+    assert model(images()).shape == (2, model.num_features, 2, 2)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (50, 97)])
+def test_features_only_gives_pyramids(name, size):
+    model = create(name, features_only=True).eval()
+    features = model(images(1, *size))
+    info = model.feature_info
+    assert [f.shape[1] for f in features] == info.channels()
+    if size[0] % 32 == 0:
+        assert [size[0] // f.shape[2] for f in features] == info.reduction()
+
+
+def test_features_only_takes_some(name):
+    everything = create(name, features_only=True).eval()
+    some = create(name, features_only=True, out_indices=(0, 2)).eval()
+    some.load_state_dict(everything.state_dict(), strict=False)
+    x = images(1)
+    expected = [everything(x)[i] for i in (0, 2)]
+    torch.testing.assert_close(some(x), expected)
+    assert sum(p.numel() for p in some.parameters()) < sum(
+        p.numel() for p in everything.parameters()
+    )
+
+
+def test_forward_intermediates(name):
+    model = create(name).eval()
+    x = images(1)
+    last, every = model.forward_intermediates(x, norm=True)
+    torch.testing.assert_close(last, model.forward_features(x))
+    torch.testing.assert_close(every[-1], last)
+    early = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+    torch.testing.assert_close(early, every[1:2])
+
+
+def test_pruning_keeps_what_is_asked_for(name):
+    model = create(name).eval()
+    x = images(1)
+    expected = model.forward_intermediates(x, indices=[1], intermediates_only=True)
+    model.prune_intermediate_layers([1], prune_norm=True)
+    actual = model.forward_intermediates(x, indices=[1], intermediates_only=True)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 65), (224, 160), (61, 127)])
+def test_takes_any_size(name, size):
+    model = create(name, num_classes=5).eval()
+    with torch.inference_mode():
+        out = model(images(1, *size))
+    assert out.shape == (1, 5) and out.isfinite().all()
+
+
+def test_too_small_an_image_is_named(name):
+    with pytest.raises(ValueError, match="at least 32 x 32 pixels"):
+        create(name)(images(1, 31, 64))
+
+
+def test_other_channels_device_and_dtype(name):
+    model = create(name, in_chans=4, num_classes=5, dtype=torch.float64).eval()
+    assert model(images(1, channels=4).double()).dtype == torch.float64
+    assert all(p.is_meta for p in create(name, device="meta").parameters())
+
+
+def test_channels_last_agrees(name):
+    model = create(name, num_classes=5).eval()
+    x = images()
+    expected = model(x)
+    actual = model.to(memory_format=torch.channels_last)(
+        x.contiguous(memory_format=torch.channels_last)
+    )
+    assert relative(actual, expected) < 1e-5
+
+
+def test_bf16_autocast_agrees(name):
+    """The error is that of rounding every activation to 8 bits of mantissa, a few times over."""
+    model = create(name, num_classes=5).eval()
+    x = images()
+    expected = model(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = model(x)
+    assert relative(actual.float(), expected) < 16 * torch.finfo(torch.bfloat16).eps
+
+
+def test_state_dict_round_trip(name, tmp_path):
+    model = create(name, num_classes=5).eval()
+    torch.save(model.state_dict(), tmp_path / "ours.pth")
+    again = create(name, num_classes=5, checkpoint_path=tmp_path / "ours.pth").eval()
+    x = images(1)
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+
+
+def test_compiles_in_one_graph(name):
+    model = create(name, num_classes=5).eval()
+    x = images()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
+
+
+def test_exports_with_dynamic_batch_height_and_width(name):
+    model = create(name, num_classes=5).eval()
+    dims = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height", min=32, max=2048),
+            3: torch.export.Dim("width", min=32, max=2048)}  # fmt: skip
+    program = torch.export.export(model, (images(2, 96, 64),), dynamic_shapes=(dims,))
+    for shape in [(3, 64, 128), (1, 50, 97), (1, 224, 224)]:
+        x = images(*shape)
+        assert relative(program.module()(x), model(x)) < 1e-5
+
+
+def test_parameters_fall_into_ordered_groups(name):
+    from timm.models import group_parameters
+
+    model = create(name)
+    groups = group_parameters(model, model.group_matcher(), reverse=True)
+    assert set(groups) == {key for key, _ in model.named_parameters()}
+    stem = max(groups[key] for key in groups if key.startswith("stem"))
+    head = min(groups[key] for key in groups if key.startswith("head"))
+    assert stem == 0 and head == max(groups.values())
+    depth = [groups[f"stages.{i}.blocks.0.attn.qkv.weight"] for i in range(4)]
+    assert depth == sorted(set(depth))
+
+
+def test_pretrained_without_weights_raises(name):
+    with pytest.raises(ValueError, match="checkpoint_path=FILE"):
+        timm.create_model(name, pretrained=True)
