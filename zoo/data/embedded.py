@@ -82,12 +82,6 @@ class _Glyph(NamedTuple):
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
 
 
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    left, top = int(columns[0]), int(rows[0])
-    return left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1
-
-
 def make_embedded(out: str | Path = "data/embedded", seed: int = 0) -> Path:
     """Writes the embedded data sets, unless they are there already.
 
