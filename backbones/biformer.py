@@ -108,7 +108,7 @@ class BiLevelRoutingAttention(nn.Module):
             pad_bottom, pad_right = (
                 (size + self.n_win - 1) // self.n_win * self.n_win - size for size in x.shape[1:3]
             )
-            if not all(isinstance(pad, int) and pad == 0 for pad in (pad_bottom, pad_right)):
+            if not _is_zero(pad_bottom, pad_right):
                 x = F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
 
@@ -128,13 +128,25 @@ class BiLevelRoutingAttention(nn.Module):
         out = bilevel_routing_attention(q, k, v, **self._op_kwargs).flatten(3)
         if self.lepe is not None:
             out = out + self.lepe(v.flatten(3))
-        return self.proj_drop(self.proj(out[:, :height, :width]))
+        return self.proj_drop(self.proj(_crop(out, height, width)))
 
     def extra_repr(self) -> str:
         return (
             f"num_heads={self.num_heads}, n_win={self.n_win}, topk={self.topk}, "
             f"pad_mode={self.pad_mode!r}"
         )
+
+
+def _is_zero(*sizes: int) -> bool:
+    """Whether all sizes are known to be 0; symbolic ones are not, so that no guard is made."""
+    return all(isinstance(size, int) and size == 0 for size in sizes)
+
+
+def _crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    if _is_zero(x.shape[1] - height, x.shape[2] - width):
+        return x
+    x = x.index_select(1, torch.arange(height, device=x.device))
+    return x.index_select(2, torch.arange(width, device=x.device))
 
 
 class FullAttention(nn.Module):

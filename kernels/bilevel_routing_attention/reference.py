@@ -1,9 +1,11 @@
-"""The definition of bi-level routing attention in plain torch."""
+"""The definition of bi-level routing attention in plain torch.
+
+Regions are lists of token indices, never views, so that sizes may be symbolic in an export.
+"""
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 
 class Grid(NamedTuple):
@@ -13,6 +15,11 @@ class Grid(NamedTuple):
     columns: int
     height: int
     width: int
+
+    def covers(self, height: int, width: int) -> bool:
+        """Whether no region is known to reach over the border of a map of this size."""
+        sides = (self.rows * self.height, height, self.columns * self.width, width)
+        return all(isinstance(side, int) for side in sides) and sides[::2] == sides[1::2]
 
 
 def region_grid(height: int, width: int, regions: tuple[int, int], pad_mode: str) -> Grid:
@@ -29,27 +36,6 @@ def region_grid(height: int, width: int, regions: tuple[int, int], pad_mode: str
     return Grid(rows, columns, region_height, region_width)
 
 
-def to_regions(x: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Cuts (B, H, W, ...) into regions, (B, P, tokens, ...), zero-padding right and bottom."""
-    pad_bottom = grid.rows * grid.height - x.shape[1]
-    pad_right = grid.columns * grid.width - x.shape[2]
-    if not (is_zero(pad_bottom) and is_zero(pad_right)):
-        x = F.pad(x, (0, 0) * (x.ndim - 3) + (0, pad_right, 0, pad_bottom))
-    x = x.unflatten(2, (grid.columns, grid.width)).unflatten(1, (grid.rows, grid.height))
-    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-def from_regions(x: torch.Tensor, grid: Grid, height: int, width: int) -> torch.Tensor:
-    """Inverts ``to_regions``: (B, P, tokens, ...) to (B, height, width, ...)."""
-    x = x.unflatten(2, (grid.height, grid.width)).unflatten(1, (grid.rows, grid.columns))
-    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width]
-
-
-def is_zero(size: int) -> bool:
-    """Whether a size is known to be zero; a symbolic size is not, so that no guard is made."""
-    return isinstance(size, int) and size == 0
-
-
 def route_regions(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -59,9 +45,17 @@ def route_regions(
     pad_mode: str,
 ) -> torch.Tensor:
     """Routing indices (B, P, topk); see ``visattn.kernels.route_regions``."""
-    q_grid, k_grid = _grids(q, k, regions, pad_mode)
-    valid = _valid_tokens(q, q_grid)
-    return _route(to_regions(q, q_grid), to_regions(k, k_grid), valid, topk, scale)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        (q, _), (k, real) = (
+            _region_means(x.detach().flatten(3).to(dtype), grid)
+            for x, grid in zip((q, k), _grids(q, k, regions, pad_mode), strict=True)
+        )
+        logits = (q * scale) @ k.transpose(-2, -1)  # (B, P, P)
+        if real is not None:
+            logits = logits.masked_fill(~real, float("-inf"))
+    count = logits.shape[-1]
+    return logits.topk(min(topk, count) if isinstance(count, int) else topk).indices
 
 
 def bilevel_routing_attention(
@@ -77,21 +71,82 @@ def bilevel_routing_attention(
     """See ``visattn.kernels.bilevel_routing_attention``."""
     height, width = q.shape[1:3]
     q_grid, k_grid = _grids(q, k, regions, pad_mode)
-    valid = _valid_tokens(q, q_grid)
-    q, k, v = to_regions(q, q_grid), to_regions(k, k_grid), to_regions(v, k_grid)
     if routing is None:
-        routing = _route(q, k, valid, topk, scale)
+        routing = route_regions(q, k, regions, topk, scale, pad_mode)
 
-    k, v = _take_regions(k, routing), _take_regions(v, routing)  # (B, P, topk * tokens, heads, dim)
-    q, k, v = q.transpose(2, 3), k.transpose(2, 3), v.transpose(2, 3)
+    q = _take(q, _tokens(_all_regions(q_grid, q.device), q_grid)).transpose(2, 3)
+    tokens = _tokens(routing, k_grid)
+    k_size = k.shape[1:3]
+    k, v = _take(k, tokens).transpose(2, 3), _take(v, tokens).transpose(2, 3)
+
     logits = (q * scale) @ k.transpose(-2, -1)  # (B, P, heads, tokens, topk * tokens)
-    if valid is not None:
-        attended = valid if pad_mode == "mask" else valid.any(-1, keepdim=True).expand_as(valid)
-        attended = attended[routing].flatten(2)[:, :, None, None]
+    if not k_grid.covers(*k_size):
+        attended = tokens.inside(*k_size)[:, :, None, None]
+        if pad_mode == "zero":
+            logits = logits.masked_fill(~attended, 0.0)
+            v = v.masked_fill(~attended.transpose(-2, -1), 0.0)
+            attended = tokens.in_populated_region(*k_size)[:, :, None, None]
         logits = logits.masked_fill(~attended, float("-inf"))
     attention = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    out = (attention.to(v.dtype) @ v).transpose(2, 3)
-    return from_regions(out, q_grid, height, width)
+    out = (attention.to(v.dtype) @ v).transpose(2, 3)  # (B, P, tokens, heads, dim_v)
+
+    y = torch.arange(height, device=q.device)[:, None]
+    x = torch.arange(width, device=q.device)
+    region = y // q_grid.height * q_grid.columns + x // q_grid.width
+    return out[:, region, y % q_grid.height * q_grid.width + x % q_grid.width]
+
+
+class Tokens(NamedTuple):
+    """Positions of tokens on a map, padding included; ``top`` and ``left`` are their region's."""
+
+    y: torch.Tensor
+    x: torch.Tensor
+    top: torch.Tensor
+    left: torch.Tensor
+
+    def inside(self, height: int, width: int) -> torch.Tensor:
+        """Which of them are not padding on a map of this size."""
+        return (self.y < height) & (self.x < width)
+
+    def in_populated_region(self, height: int, width: int) -> torch.Tensor:
+        """Which of them are in a region that has at least one token that is not padding."""
+        return (self.top < height) & (self.left < width)
+
+
+def _tokens(regions: torch.Tensor, grid: Grid) -> Tokens:
+    """Lists the tokens of regions side by side: (..., n) indices to (..., n * tokens)."""
+    length = grid.height * grid.width
+    step = torch.arange(regions.shape[-1] * length, device=regions.device)
+    region, token = regions[..., step // length], step % length
+    top, left = region // grid.columns * grid.height, region % grid.columns * grid.width
+    return Tokens(top + token // grid.width, left + token % grid.width, top, left)
+
+
+def _all_regions(grid: Grid, device: torch.device) -> torch.Tensor:
+    return torch.arange(grid.rows * grid.columns, device=device)[None, :, None]  # (1, P, 1)
+
+
+def _take(x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
+    """Takes tokens (B or 1, P, n) from a map (B, H, W, ...): (B, P, n, ...)."""
+    batch, height, width = x.shape[:3]
+    index = tokens.y.clamp(max=height - 1) * width + tokens.x.clamp(max=width - 1)
+    index = index + torch.arange(batch, device=x.device)[:, None, None] * (height * width)
+    return x.flatten(0, 2).index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+def _region_means(x: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Means over each region's own tokens, (B, P, C), and which regions (P,) have any.
+
+    The second is None where all regions are known to be full.
+    """
+    size = x.shape[1:3]
+    tokens = _tokens(_all_regions(grid, x.device), grid)
+    x = _take(x, tokens)
+    if grid.covers(*size):
+        return x.mean(2), None
+    real = tokens.inside(*size)[0]  # (P, tokens)
+    count = real.sum(-1)[:, None]
+    return x.masked_fill(~real[..., None], 0.0).sum(2) / count.clamp(min=1), count[:, 0] > 0
 
 
 def _grids(
@@ -107,39 +162,3 @@ def _grids(
                 f"{name} is {tuple(x.shape)}"
             )
     return grid, Grid(*regions, k.shape[1] // regions[0], k.shape[2] // regions[1])
-
-
-def _valid_tokens(x: torch.Tensor, grid: Grid) -> torch.Tensor | None:
-    """Which tokens of each region are real, (P, tokens); None where no token is padding."""
-    height, width = x.shape[1:3]
-    if is_zero(grid.rows * grid.height - height) and is_zero(grid.columns * grid.width - width):
-        return None
-    return to_regions(torch.ones(1, height, width, 1, dtype=torch.bool, device=x.device), grid)[
-        0, ..., 0
-    ]
-
-
-def _route(
-    q: torch.Tensor, k: torch.Tensor, valid: torch.Tensor | None, topk: int, scale: float
-) -> torch.Tensor:
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    q, k = q.detach().flatten(3).to(dtype), k.detach().flatten(3).to(dtype)
-    with torch.autocast(q.device.type, enabled=False):
-        if valid is None:
-            q, k = q.mean(2), k.mean(2)  # (B, P, heads * dim)
-        else:
-            count = valid.sum(-1).clamp(min=1)[:, None]
-            q, k = q.sum(2) / count, k.sum(2) / count
-        logits = (q * scale) @ k.transpose(-2, -1)  # (B, P, P)
-        if valid is not None:
-            logits = logits.masked_fill(~valid.any(-1), float("-inf"))
-    regions = logits.shape[-1]
-    return logits.topk(min(topk, regions) if isinstance(regions, int) else topk).indices
-
-
-def _take_regions(x: torch.Tensor, routing: torch.Tensor) -> torch.Tensor:
-    """Copies the routed regions side by side: (B, P, tokens, ...) to (B, P, topk * tokens, ...)."""
-    batch, regions = x.shape[:2]
-    offset = torch.arange(batch, device=x.device)[:, None, None] * regions
-    taken = x.flatten(0, 1).index_select(0, (routing + offset).flatten())
-    return taken.unflatten(0, routing.shape).flatten(2, 3)
