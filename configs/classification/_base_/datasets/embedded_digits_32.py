@@ -1,0 +1,38 @@
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=0,
+    drop_last=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    collate_fn=dict(type="default_collate"),
+    dataset=dict(
+        type="ImageFolder",
+        data_root="data/embedded/digits/train",
+        pipeline=[
+            dict(
+                type="TimmTrainTransform",
+                img_size=32,
+                scale=(0.6, 1.0),
+                ratio=(0.8, 1.25),
+                hflip=0.0,
+                color_jitter=None,
+                interpolation="bicubic",
+            )
+        ],
+    ),
+)
+val_dataloader = dict(
+    batch_size=180,
+    num_workers=0,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    collate_fn=dict(type="default_collate"),
+    dataset=dict(
+        type="ImageFolder",
+        data_root="data/embedded/digits/val",
+        pipeline=[
+            dict(type="TimmEvalTransform", img_size=32, crop_pct=1.0, interpolation="bicubic")
+        ],
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type="Accuracy", topk=(1, 5))
+test_evaluator = val_evaluator
