@@ -357,6 +357,7 @@ def _captions(glyphs: list[_Glyph], subject: str) -> tuple[str, str]:
 
 
 def main() -> None:
+    """Command line; see ``--help``."""
     parser = argparse.ArgumentParser(description="Write the embedded data sets.")
     parser.add_argument("out", nargs="?", default="data/embedded", help="folder to make")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and the scenes")
