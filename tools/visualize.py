@@ -1,0 +1,148 @@
+"""Draws what a model's attention looks at: for BiFormer, the regions a query is routed to.
+
+python tools/visualize.py biformer_tiny photo.jpg --checkpoint FILE --query 120,80
+python tools/visualize.py CONFIG.py digit.png --checkpoint work_dirs/demo/epoch_20.pth
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.utils import ParseKwargs
+from torch import nn
+
+import visattn  # noqa: F401
+from visattn.tools._cli import run
+from visattn.zoo.attention import last_of_stages, plot_routing, routed_regions, routing_layers
+from visattn.zoo.checkpoint import load_checkpoint
+from visattn.zoo.data.classification import read_image
+from visattn.zoo.errors import UserError
+
+
+def build_model(
+    name: str, checkpoint: str | None = None, model_kwargs: dict[str, Any] | None = None
+) -> nn.Module:
+    """Builds a timm model by name, or the one of a classification config, in eval mode.
+
+    The classifier of a checkpoint may differ; attention does not depend on it.
+
+    Raises:
+        UserError: If there is no such model.
+        CheckpointError: If the checkpoint does not fit.
+    """
+    kwargs = dict(model_kwargs or {})
+    if name.endswith(".py"):
+        from visattn.zoo.config import load_config
+
+        backbone = load_config(name).model.backbone.to_dict()
+        name = backbone.pop("model_name", backbone.pop("type", None))
+        kwargs = {**backbone, **kwargs}
+    elif not timm.is_model(name):
+        near = get_close_matches(name, timm.list_models(), 3) or ["see timm.list_models()"]
+        raise UserError(f"there is no model {name!r}; near it: {', '.join(near)}")
+    model = timm.create_model(name, **kwargs).eval()
+    if checkpoint is not None:
+        load_checkpoint(model, checkpoint, ignore=[model.pretrained_cfg["classifier"]])
+    return model
+
+
+def resize(image: Image.Image, side: int, multiple: int = 32) -> Image.Image:
+    """Resizes the shorter side of an image to ``side``, both sides to multiples of ``multiple``.
+
+    Raises:
+        UserError: If ``side`` is less than ``multiple``.
+    """
+    if side < multiple:
+        raise UserError(f"--img-size must be at least {multiple}, the model's stride; got {side}")
+    scale = side / min(image.size)
+    size = [max(1, round(length * scale / multiple)) * multiple for length in image.size]
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def normalise(image: Image.Image, model: nn.Module) -> torch.Tensor:
+    """An image as a model's input, (1, 3, H, W)."""
+    mean, std = (np.array(model.pretrained_cfg[key], np.float32) for key in ("mean", "std"))
+    pixels = (np.asarray(image, np.float32) / 255 - mean) / std
+    return torch.from_numpy(pixels.transpose(2, 0, 1))[None]
+
+
+def choose_layers(
+    model: nn.Module, stages: list[int] | None, layers: list[str] | None
+) -> list[str] | None:
+    """Layers by name, or the last ones of given stages, counted from 1; None for all stages."""
+    if layers or not stages:
+        return layers
+    by_stage = {int(n.split(".")[1]) + 1: n for n in last_of_stages(list(routing_layers(model)))}
+    missing = [stage for stage in stages if stage not in by_stage]
+    if missing:
+        raise UserError(
+            f"stage {missing[0]} does not route: choose among {', '.join(map(str, by_stage))}"
+        )
+    return [by_stage[stage] for stage in stages]
+
+
+def parse_query(text: str) -> tuple[float, float]:
+    """``"X,Y"`` as two numbers."""
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not X,Y, such as 120,80") from None
+    return x, y
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="timm's name of the model, or a classification config (.py)")
+    parser.add_argument("image", help="image file")
+    parser.add_argument("--checkpoint", help="weights, in the authors' layout or ours")
+    parser.add_argument(
+        "--query", type=parse_query, metavar="X,Y", help="pixel of the file (default: its centre)"
+    )
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--stage", type=int, nargs="+", help="stages, from 1 (default: all)")
+    chosen.add_argument("--layers", nargs="+", help="layers, such as stages.2.blocks.0.attn")
+    parser.add_argument("--img-size", type=int, help="shorter side (default: the model's)")
+    parser.add_argument(
+        "--model-kwargs", nargs="+", default={}, action=ParseKwargs, metavar="KEY=VALUE"
+    )
+    parser.add_argument("--out", default="routing.png", help="file to write (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def visualize(argv: Sequence[str] | None = None) -> None:
+    """Runs the command; raises what goes wrong."""
+    args = parse_args(argv)
+    model = build_model(args.model, args.checkpoint, args.model_kwargs)
+    original = read_image(args.image)
+    image = resize(original, args.img_size or model.pretrained_cfg["input_size"][-1])
+    x, y = args.query or (original.width / 2, original.height / 2)
+    x, y = x * image.width / original.width, y * image.height / original.height
+    layers = choose_layers(model, args.stage, args.layers)
+    maps = routed_regions(model, normalise(image, model), layers)
+    title = f"{Path(args.model).stem}, {Path(args.image).name}"
+    figure = plot_routing(np.asarray(image), maps, (y, x), title)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out, dpi=150)
+    if args.checkpoint is None:
+        print("no --checkpoint: these are the routes of random weights")
+    for name, routing in maps.items():
+        region = routing.region_at(y, x)
+        print(f"{name}: region {region} looks at {sorted(routing.indices[region].tolist())}")
+    print(f"written to {args.out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run(visualize, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
