@@ -1,0 +1,182 @@
+"""Image transforms by configuration: timm's and albumentations'.
+
+A transform takes a PIL image, or an array (H, W, 3) of bytes, and returns one of these or a byte
+tensor (3, H, W). Normalisation is not among them; the data preprocessor of the model does that.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.registry import TRANSFORMS
+from PIL import Image
+from timm.data import create_transform
+
+from ..errors import ConfigError, DataError
+
+ImageLike = Image.Image | np.ndarray | torch.Tensor
+
+
+def check_image_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of a size given as one number or two.
+
+    Raises:
+        DataError: If it is not one or two positive whole numbers.
+    """
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise DataError(
+            f"image size {size!r} is impossible: give a positive number of pixels, or "
+            "(height, width)"
+        )
+    return pair
+
+
+@TRANSFORMS.register_module()
+class TimmTrainTransform:
+    """timm's training augmentation: random resized crop, flips, AutoAugment family, jitter.
+
+    Random erasing is not here, since it follows normalisation; see ``ImagePreprocessor``.
+
+    Args:
+        img_size: Pixels a side, or (height, width).
+        scale: Range of the crop's area over the image's.
+        ratio: Range of the crop's width over its height.
+        hflip: Probability of mirroring.
+        vflip: Probability of turning upside down.
+        color_jitter: Strength of brightness, contrast and saturation jitter, as one number, three,
+            or four with hue. As in timm it has no effect beside ``auto_augment``, except for AugMix
+            policies and those with ``3a``.
+        color_jitter_prob: Probability of the jitter; None for always.
+        grayscale_prob: Probability of dropping colour.
+        gaussian_blur_prob: Probability of blurring.
+        auto_augment: timm's policy string, such as ``"rand-m9-mstd0.5-inc1"``.
+        interpolation: ``"bilinear"``, ``"bicubic"`` or ``"random"``.
+        train_crop_mode: ``"rrc"`` (random resized crop), ``"rkrc"`` or ``"rkrr"`` (resize keeping
+            the ratio, then centre or random crop).
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int] = 224,
+        scale: Sequence[float] | None = None,
+        ratio: Sequence[float] | None = None,
+        hflip: float = 0.5,
+        vflip: float = 0.0,
+        color_jitter: float | Sequence[float] | None = 0.4,
+        color_jitter_prob: float | None = None,
+        grayscale_prob: float = 0.0,
+        gaussian_blur_prob: float = 0.0,
+        auto_augment: str | None = None,
+        interpolation: str = "bicubic",
+        train_crop_mode: str | None = None,
+    ):
+        self.img_size = check_image_size(img_size)
+        self.transform = create_transform(
+            self.img_size,
+            is_training=True,
+            normalize=False,
+            scale=scale,
+            ratio=ratio,
+            hflip=hflip,
+            vflip=vflip,
+            color_jitter=color_jitter,
+            color_jitter_prob=color_jitter_prob,
+            grayscale_prob=grayscale_prob,
+            gaussian_blur_prob=gaussian_blur_prob,
+            auto_augment=auto_augment,
+            interpolation=interpolation,
+            train_crop_mode=train_crop_mode,
+        )
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.transform(image)
+
+
+@TRANSFORMS.register_module()
+class TimmEvalTransform:
+    """timm's evaluation transform: resize to ``img_size / crop_pct``, then crop the centre.
+
+    Args:
+        img_size: Pixels a side, or (height, width).
+        crop_pct: Part of the resized image that is kept.
+        crop_mode: ``"center"``, ``"squash"`` (ignores the aspect ratio) or ``"border"`` (pads).
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int] = 224,
+        crop_pct: float = 0.875,
+        crop_mode: str = "center",
+        interpolation: str = "bicubic",
+    ):
+        self.img_size = check_image_size(img_size)
+        self.transform = create_transform(
+            self.img_size,
+            is_training=False,
+            normalize=False,
+            crop_pct=crop_pct,
+            crop_mode=crop_mode,
+            interpolation=interpolation,
+        )
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.transform(image)
+
+
+@TRANSFORMS.register_module()
+class AlbumentationsTransform:
+    """A composition of albumentations' transforms.
+
+    Args:
+        transforms: Each a dictionary of ``type``, a class of ``albumentations``, and its arguments;
+            compositions such as ``OneOf`` nest theirs under ``transforms``.
+    """
+
+    def __init__(self, transforms: Sequence[dict[str, Any]]):
+        import albumentations
+
+        self.transform = albumentations.Compose([_build_albumentations(t) for t in transforms])
+
+    def __call__(self, image: ImageLike) -> np.ndarray:
+        self.transform.set_random_seed(random.getrandbits(32))
+        return self.transform(image=np.asarray(image))["image"]
+
+
+def _build_albumentations(cfg: dict[str, Any]) -> Any:
+    import albumentations
+
+    kwargs = dict(cfg)
+    name = kwargs.pop("type", None)
+    cls = getattr(albumentations, str(name), None)
+    if cls is None:
+        raise ConfigError(f"albumentations has no transform {name!r}: check the name")
+    if "transforms" in kwargs:
+        kwargs["transforms"] = [_build_albumentations(t) for t in kwargs["transforms"]]
+    return cls(**kwargs)
+
+
+def to_byte_tensor(image: ImageLike) -> torch.Tensor:
+    """Bytes (3, H, W) of an image.
+
+    Raises:
+        DataError: If it is none of the kinds a transform may return.
+    """
+    if isinstance(image, Image.Image):
+        image = np.asarray(image)
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
+        raise DataError(
+            f"the pipeline ended with {_describe(image)}, not an image of bytes: leave normalising "
+            "and tensor conversion to the model's data preprocessor"
+        )
+    return image
+
+
+def _describe(image: Any) -> str:
+    shape = f" of shape {tuple(image.shape)}" if hasattr(image, "shape") else ""
+    return f"a {type(image).__name__}{shape} {getattr(image, 'dtype', '')}".rstrip()

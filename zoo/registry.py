@@ -1,0 +1,61 @@
+"""Registration with mmengine.
+
+Everything of ours is registered in mmengine's root registries, where every scope finds it. The
+scope ``visattn`` has its own, empty registries below them.
+"""
+
+from functools import cache
+
+from mmengine.registry import root
+from mmengine.registry.registry import Registry
+
+from .errors import ConfigError
+
+SCOPES = ("visattn", "mmdet", "mmseg")
+
+for _registry in [value for value in vars(root).values() if isinstance(value, Registry)]:
+    if "visattn" not in _registry.children:
+        Registry(_registry.name, parent=_registry, scope="visattn")
+
+
+@cache
+def register_all(scope: str = "visattn") -> None:
+    """Imports everything that configurations of a scope may name.
+
+    Args:
+        scope: The configuration's ``default_scope``: ``"visattn"``, ``"mmdet"`` or ``"mmseg"``. For
+            the last two, mmcv's missing compiled operators are put in place first.
+
+    Raises:
+        ConfigError: If the scope is none of these.
+    """
+    from .. import backbones  # noqa: F401
+    from .data import classification, samplers, transforms  # noqa: F401
+    from .training import (  # noqa: F401
+        checkpointing,
+        classifier,
+        ema,
+        loops,
+        metrics,
+        optim,
+        runner,
+        schedulers,
+    )
+
+    if scope in ("mmdet", "mmseg"):
+        _register_openmm(scope)
+    elif scope not in (*SCOPES, "mmengine"):
+        raise ConfigError(
+            f"default_scope {scope!r} is unknown: it is one of {', '.join(map(repr, SCOPES))}"
+        )
+
+
+def _register_openmm(scope: str) -> None:
+    from .openmm import backbone, mmcv_ops  # noqa: F401
+
+    mmcv_ops.install()
+    if scope == "mmdet":
+        from mmdet.utils import register_all_modules
+    else:
+        from mmseg.utils import register_all_modules
+    register_all_modules(init_default_scope=False)

@@ -1,0 +1,180 @@
+"""Image classification with any timm model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import timm.loss
+import torch
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.registry import MODELS
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
+from timm.data.random_erasing import RandomErasing
+from torch import nn
+
+from ..checkpoint import load_checkpoint
+from ..errors import ConfigError, DataError
+
+LOSSES = (
+    timm.loss.SoftTargetCrossEntropy,
+    timm.loss.LabelSmoothingCrossEntropy,
+    timm.loss.BinaryCrossEntropy,
+    timm.loss.PolyCrossEntropy,
+    timm.loss.AsymmetricLossSingleLabel,
+    nn.CrossEntropyLoss,
+)
+for _loss in LOSSES:
+    MODELS.register_module(module=_loss)
+
+
+@MODELS.register_module()
+class ImagePreprocessor(BaseDataPreprocessor):
+    """Normalises a batch of bytes (B, 3, H, W) and, in training, erases rectangles of it.
+
+    Args:
+        mean: Mean of each channel, of 1.
+        std: Standard deviation of each channel, of 1.
+        random_erasing: Arguments of timm's ``RandomErasing``, applied after normalisation.
+        channels_last: Whether the batch is handed on in channels-last memory.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        random_erasing: dict[str, Any] | None = None,
+        channels_last: bool = False,
+        non_blocking: bool = True,
+    ):
+        super().__init__(non_blocking)
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.erase = RandomErasing(**random_erasing) if random_erasing else None
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def forward(self, data: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        data = self.cast_data(data)
+        inputs = (data["inputs"].float() - self.mean) / self.std
+        inputs = inputs.contiguous(memory_format=self.memory_format)
+        if training and self.erase is not None:
+            self.erase.device = inputs.device
+            self.erase(inputs)
+        return {**data, "inputs": inputs}
+
+
+@MODELS.register_module()
+class ImageClassifier(BaseModel):
+    """A timm model with a loss.
+
+    Args:
+        backbone: ``model_name`` and further keywords of ``timm.create_model``.
+        loss: Configuration of a loss of (logits, targets); by default cross entropy, with soft
+            targets where ``mixup`` is on.
+        mixup: Arguments of ``timm.data.Mixup`` without ``num_classes``; None for no mixing.
+        checkpoint: File to start from, in the authors' layout or ours, loaded strictly.
+        checkpoint_ignore: Prefixes of names that need not match, such as ``["head."]``.
+        data_preprocessor: Arguments of ``ImagePreprocessor``; mean and std default to those of the
+            model's pretrained configuration.
+        grad_checkpointing: Whether to recompute activations in the backward pass.
+        channels_last: Whether to run in channels-last memory.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        loss: dict[str, Any] | None = None,
+        mixup: dict[str, Any] | None = None,
+        checkpoint: str | None = None,
+        checkpoint_ignore: Sequence[str] = (),
+        data_preprocessor: dict[str, Any] | None = None,
+        grad_checkpointing: bool = False,
+        channels_last: bool = False,
+    ):
+        model = timm.create_model(**backbone)
+        if checkpoint is not None:
+            load_checkpoint(model, checkpoint, ignore=checkpoint_ignore)
+        super().__init__(
+            {
+                "type": "ImagePreprocessor",
+                "mean": model.pretrained_cfg["mean"],
+                "std": model.pretrained_cfg["std"],
+                "channels_last": channels_last,
+                **(data_preprocessor or {}),
+            }
+        )
+        self.backbone = model
+        if channels_last:
+            self.backbone.to(memory_format=torch.channels_last)
+        if grad_checkpointing:
+            self.backbone.set_grad_checkpointing(True)
+        self.mixup = Mixup(num_classes=model.num_classes, **mixup) if mixup else None
+        default_loss = "SoftTargetCrossEntropy" if mixup else "CrossEntropyLoss"
+        self.loss = MODELS.build(loss or {"type": default_loss})
+        if mixup and isinstance(self.loss, timm.loss.LabelSmoothingCrossEntropy):
+            raise ConfigError(
+                "LabelSmoothingCrossEntropy takes class indices, but mixup makes soft targets: use "
+                "loss=dict(type='SoftTargetCrossEntropy') and mixup.label_smoothing"
+            )
+
+    def check_dataset(self, dataset: Any) -> None:
+        """Checks classes and image size of a data set against the model.
+
+        Raises:
+            DataError: If there are more classes than outputs, or images smaller than the stride.
+        """
+        classes = (getattr(dataset, "metainfo", None) or {}).get("classes", ())
+        if len(classes) > self.backbone.num_classes:
+            raise DataError(
+                f"the data set has {len(classes)} classes but the model {self.backbone.num_classes}"
+                f" outputs: set model.backbone.num_classes={len(classes)}"
+            )
+        size = getattr(dataset, "image_size", None)
+        stride = max(
+            (f["reduction"] for f in getattr(self.backbone, "feature_info", [])), default=1
+        )
+        if size is not None and min(size) < stride:
+            raise DataError(
+                f"images of {size[0]}x{size[1]} are smaller than the stride {stride} of "
+                f"{type(self.backbone).__name__}: raise img_size in the pipeline"
+            )
+
+    def forward(
+        self,
+        inputs: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        paths: Sequence[str] | None = None,
+        mode: str = "tensor",
+    ) -> torch.Tensor | dict[str, torch.Tensor] | list[dict[str, Any]]:
+        """Logits (B, classes), the loss, or predictions of normalised images (B, 3, H, W).
+
+        Args:
+            inputs: Images.
+            labels: Class indices (B,).
+            paths: File names, passed on to the predictions.
+            mode: ``"tensor"``, ``"loss"`` or ``"predict"``.
+        """
+        if mode == "loss":
+            if self.mixup is not None:
+                inputs, labels = self._mix(inputs, labels)
+            return {"loss": self.loss(self.backbone(inputs), labels)}
+        logits = self.backbone(inputs)
+        if mode == "tensor":
+            return logits
+        is_binary = isinstance(self.loss, timm.loss.BinaryCrossEntropy)
+        scores = logits.float().sigmoid() if is_binary else logits.float().softmax(-1)
+        return [
+            {
+                "scores": score,
+                "label": None if labels is None else int(labels[i]),
+                "path": None if paths is None else paths[i],
+            }
+            for i, score in enumerate(scores)
+        ]
+
+    def _mix(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if len(inputs) % 2:
+            raise DataError(
+                f"mixup needs batches of even size but got {len(inputs)} images: set an even "
+                "train_dataloader.batch_size and train_dataloader.drop_last=True"
+            )
+        return self.mixup(inputs, labels)

@@ -1,0 +1,188 @@
+"""An epoch-based training loop that resumes inside an epoch as if it had never stopped.
+
+All randomness of a step is a function of the seed and of where the step is: the order of the images
+of seed and epoch; the augmentation of an image of its place in the epoch; and what the model draws
+(mixing, dropout, stochastic depth) of the iteration. So nothing has to be saved to resume, and the
+number of loader processes does not matter.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
+
+from ..errors import DataError
+
+
+def seed_all(*entropy: int) -> None:
+    """Seeds Python's, NumPy's and torch's generators from several whole numbers."""
+    state = np.random.SeedSequence(entropy).generate_state(3)
+    random.seed(int(state[0]))
+    np.random.seed(state[1])
+    torch.manual_seed(int(state[2]))
+
+
+class SeededDataset(Dataset):
+    """Gives (index, seeds) pairs their sample, having seeded all generators.
+
+    Args:
+        dataset: Data set whose attributes remain reachable.
+    """
+
+    __getitems__ = None
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, tuple[int, ...]]) -> Any:
+        index, seeds = key
+        seed_all(*seeds)
+        return self.dataset[index]
+
+
+class ResumableBatchSampler(Sampler):
+    """Batches of (index, seeds) pairs, from a given batch of the epoch on.
+
+    Args:
+        batch_sampler: Gives the batches of indices of a whole epoch.
+    """
+
+    def __init__(self, batch_sampler: BatchSampler):
+        self.batch_sampler = batch_sampler
+        self.seed = self.epoch = self.first = 0
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler of indices."""
+        return self.batch_sampler.sampler
+
+    @property
+    def batch_size(self) -> int:
+        """Samples in a batch."""
+        return self.batch_sampler.batch_size
+
+    def start(self, seed: int, epoch: int, first: int) -> None:
+        """Sets where the next iteration over this begins.
+
+        Args:
+            seed: Seed of the run.
+            epoch: Epoch.
+            first: First batch of the epoch; those before it are passed over unread.
+        """
+        self.seed, self.epoch, self.first = seed, epoch, first
+        if hasattr(self.sampler, "seed"):
+            self.sampler.seed = seed
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler)
+
+    def __iter__(self) -> Iterator[list[tuple[int, tuple[int, ...]]]]:
+        rank = get_rank()
+        for number, batch in enumerate(self.batch_sampler):
+            if number >= self.first:
+                yield [
+                    (index, (self.seed, rank, self.epoch, number, place))
+                    for place, index in enumerate(batch)
+                ]
+
+
+def make_resumable(loader: DataLoader) -> DataLoader:
+    """A loader of the same batches whose batch sampler is a ``ResumableBatchSampler``."""
+    workers = {}
+    if loader.num_workers:
+        workers = {
+            "persistent_workers": loader.persistent_workers,
+            "prefetch_factor": loader.prefetch_factor,
+            "multiprocessing_context": loader.multiprocessing_context,
+            "timeout": loader.timeout,
+        }
+    return DataLoader(
+        SeededDataset(loader.dataset),
+        batch_sampler=ResumableBatchSampler(loader.batch_sampler),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        **workers,
+    )
+
+
+@LOOPS.register_module()
+class ResumableEpochTrainLoop(EpochBasedTrainLoop):
+    """mmengine's epoch-based loop, resuming at the right batch of an epoch.
+
+    Args:
+        runner: Runner.
+        dataloader: Loader or its configuration.
+        max_epochs: Epochs to train for.
+        val_begin: First epoch after which to validate.
+        val_interval: Epochs between validations.
+        dynamic_intervals: Pairs of (epoch, ``val_interval`` from then on).
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: DataLoader | dict[str, Any],
+        max_epochs: int,
+        val_begin: int = 1,
+        val_interval: int = 1,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+    ):
+        super().__init__(runner, dataloader, max_epochs, val_begin, val_interval, dynamic_intervals)
+        if len(self.dataloader) == 0:
+            raise DataError(
+                f"{len(self.dataloader.dataset)} images make no batch of "
+                f"{self.dataloader.batch_size}: lower train_dataloader.batch_size or set "
+                "train_dataloader.drop_last=False"
+            )
+        self.dataloader = make_resumable(self.dataloader)
+
+    def run(self) -> torch.nn.Module:
+        """Trains from where the runner is to the last epoch."""
+        self._check_epoch_length()
+        return super().run()
+
+    def _check_epoch_length(self) -> None:
+        hub = self.runner.message_hub
+        length = len(self.dataloader)
+        before = hub.runtime_info.get("epoch_length", length)
+        if before != length:
+            raise DataError(
+                f"the run to resume had {before} iterations an epoch, this one has {length}: use "
+                "the same images, batch size and number of processes, or start a new run from its "
+                "weights with --cfg-options load_from=CHECKPOINT"
+            )
+        hub.update_info("epoch_length", length)
+
+    def run_epoch(self) -> None:
+        """Trains for what is left of the epoch."""
+        self.runner.call_hook("before_train_epoch")
+        self.runner.model.train()
+        first = self._iter - self._epoch * len(self.dataloader)
+        self.dataloader.batch_sampler.start(self.runner.seed, self._epoch, first)
+        for index, batch in enumerate(self.dataloader, first):
+            self.run_iter(index, batch)
+        self.runner.call_hook("after_train_epoch")
+        self._epoch += 1
+
+    def run_iter(self, idx: int, data_batch: dict[str, Any]) -> None:
+        """Trains on one batch."""
+        seed_all(self.runner.seed, get_rank(), self._iter)
+        super().run_iter(idx, data_batch)
