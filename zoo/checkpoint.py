@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .errors import UserError
+
 StateDict = dict[str, torch.Tensor]
 
 # What training scripts store beside tensors and what cannot run code: their command-line options
@@ -23,7 +25,7 @@ _HARMLESS = [
 ]
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be read, or does not fit the model; says which and what to do."""
 
 
@@ -85,7 +87,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error):
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             cause = str(error).partition("Unsupported")[2].splitlines()[0]
             raise CheckpointError(
                 f"{path} holds more than tensors (unsupported{cause[:120]}) and loading it would "

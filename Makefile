@@ -1,0 +1,36 @@
+# `make demo` and `make test` need Python >= 3.10 and a network to the package registries.
+PYTHON ?= python3
+# The torch that the tests and the README's figures were run with; any other >= 2.6 may be given.
+TORCH ?= torch==2.14.1 torchvision==0.29.1
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-heavy lint clean
+
+$(VENV)/.installed: pyproject.toml setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable ".[all]"
+	touch $@
+
+# Without a visible GPU the installation of NATTEN compiles nothing.
+$(VENV)/.natten: $(VENV)/.installed
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pip install --quiet "natten>=0.21"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m visattn.zoo.demo
+
+test: $(VENV)/.natten lint
+	$(BIN)/pytest -m "not heavy"
+
+test-heavy: $(VENV)/.natten
+	$(BIN)/pytest -m heavy
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
