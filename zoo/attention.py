@@ -212,8 +212,8 @@ def draw_routing(
     if show_attention:
         weights = routing.attention(y, x)
         weights = weights / weights.max().clamp(min=1e-12)
-        heat = _enlarge(weights[None, None].cpu().float(), canvas.shape[:2])
-        strength = 0.75 * heat.clip(0, 1) ** 0.7
+        heat = _enlarge(weights[None, None].cpu().float(), canvas.shape[:2], "nearest-exact")
+        strength = 0.65 * heat.clip(0, 1) ** 0.7
         canvas = (1 - strength) * canvas + strength * np.array(ROUTED_COLOUR)
     canvas = np.where(routed[..., None], canvas, faded)
     line = max(1, scale * min(height, width) // 150)
@@ -225,10 +225,9 @@ def draw_routing(
     return canvas.round().clip(0, 255).astype(np.uint8)
 
 
-def _enlarge(image: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
+def _enlarge(image: torch.Tensor, size: tuple[int, int], mode: str = "bicubic") -> np.ndarray:
     """(1, C, h, w) to an array (H, W, C)."""
-    image = F.interpolate(image, size, mode="bicubic", align_corners=False)
-    return image[0].permute(1, 2, 0).numpy()
+    return F.interpolate(image, size, mode=mode)[0].permute(1, 2, 0).numpy()
 
 
 def _frame(
@@ -281,10 +280,10 @@ def plot_routing(
     for axis in axes:
         axis.set_axis_off()
     scale = max(1, round(560 / min(height, width)))
-    axes[0].imshow(np.kron(pixels, np.ones((scale, scale, 1), np.uint8)))
+    axes[0].imshow(pixels, interpolation="bicubic", extent=(0, width, height, 0))
     axes[0].plot(
-        scale * query[1],
-        scale * query[0],
+        query[1],
+        query[0],
         "o",
         color=tuple(c / 255 for c in QUERY_COLOUR),
         markersize=9,
