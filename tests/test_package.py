@@ -1,0 +1,95 @@
+"""What the package promises before anything optional is there."""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import timm
+from setuptools import find_packages
+
+import visattn
+from visattn.backbones._registry import register_model
+
+ROOT = Path(visattn.__file__).parent
+OPTIONAL = (
+    "mmengine", "mmcv", "mmdet", "mmseg", "diffusers", "natten", "numba", "triton", "sklearn",
+    "skimage", "albumentations", "matplotlib", "rich", "transformers",
+)  # fmt: skip
+
+
+def run(code, cwd):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def test_cold_import_needs_nothing_optional(tmp_path):
+    """A fresh interpreter where all are absent still creates, runs and trains every family."""
+    result = run(
+        f"""
+        import sys
+        from importlib.machinery import PathFinder
+
+        class Finder(PathFinder):
+            @classmethod
+            def find_spec(cls, name, *args):
+                absent = name.partition(".")[0] in {OPTIONAL!r}
+                return None if absent else super().find_spec(name, *args)
+
+        sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
+        import timm, torch, visattn
+        model = timm.create_model("biformer_tiny", num_classes=3, depths=(1, 1, 1, 1))
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        logits = model(torch.rand(2, 3, 64, 64))
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
+        loss.backward()
+        optimizer.step()
+        assert model.eval()(torch.rand(1, 3, 64, 64)).isfinite().all()
+        """,
+        tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_import_loads_nothing_optional(tmp_path):
+    result = run(
+        f"""
+        import sys, timm
+        before = set(sys.modules)
+        import visattn
+        print([name for name in {OPTIONAL!r} if name in set(sys.modules) - before])
+        """,
+        tmp_path,
+    )
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_every_room_is_installed():
+    """`setup.py` names the rooms; a folder with code that it misses would be left out."""
+    rooms = {package.partition(".")[0] for package in find_packages(str(ROOT))}
+    listed = (ROOT / "setup.py").read_text()
+    assert rooms and all(f'"{room}"' in listed for room in rooms)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "biformer_tiny"])
+def test_registering_a_taken_name_raises(name):
+    def entry_point(pretrained=False, **kwargs):
+        raise AssertionError("never called")
+
+    entry_point.__name__ = name
+    owner = timm.model_entrypoint(name)
+    with pytest.raises(ValueError, match=f"'{name}' is already registered"):
+        register_model(entry_point)
+    assert timm.model_entrypoint(name) is owner
+
+
+def test_registering_under_a_module_name_of_timm_raises():
+    def visattn_test_model(pretrained=False, **kwargs):
+        raise AssertionError("never called")
+
+    visattn_test_model.__module__ = "visattn.backbones.resnet"
+    with pytest.raises(ValueError, match="timm already has a module 'resnet'"):
+        register_model(visattn_test_model)
+    assert not timm.is_model("visattn_test_model")
