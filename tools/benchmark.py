@@ -1,0 +1,149 @@
+"""Measures speed, memory and multiply-adds of models, side by side.
+
+python tools/benchmark.py biformer_tiny --against timm/resnet50 timm/swin_tiny_patch4_window7_224
+python tools/benchmark.py biformer_small --bench infer --device cuda --amp bf16 --compile
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from timm.utils import ParseKwargs
+
+from visattn.tools._cli import run
+from visattn.zoo.benchmark.models import BENCHES, benchmark_models
+from visattn.zoo.benchmark.report import append_rows, check_appendable, plot, print_tables
+from visattn.zoo.benchmark.subject import AMP_DTYPES, Settings
+from visattn.zoo.errors import UserError
+
+
+def positive(text: str) -> int:
+    """Reads an integer that is at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def size(text: str) -> tuple[int, int]:
+    """Reads a height and width in pixels from ``224`` or ``224,320``."""
+    sides = [positive(side) for side in text.replace("x", ",").split(",")]
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"must be SIDE or HEIGHT,WIDTH, got {text}")
+    return sides[0], sides[-1]
+
+
+def models_parser() -> argparse.ArgumentParser:
+    """The command line for models."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="timm's names, timm/NAME too")
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="further models; speeds are given in multiples of the first of these",
+    )
+    parser.add_argument("--bench", choices=("inference", "train", "both"), default="both")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the accelerator if any)")
+    parser.add_argument("--batch-size", type=positive, help="default: 8 on the CPU, else 256")
+    parser.add_argument("--img-size", type=size, metavar="SIDE[,SIDE]", help="height,width")
+    parser.add_argument(
+        "--amp", choices=tuple(AMP_DTYPES), help="autocast (default: fp16 on CUDA, else none)"
+    )
+    parser.add_argument("--compile", action="store_true", help="through torch.compile")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--warmup", type=int, help="untimed steps (default: 2 on the CPU, else 10)")
+    parser.add_argument(
+        "--iters", type=positive, help="timed steps, at least (default: 10 on the CPU, else 40)"
+    )
+    parser.add_argument(
+        "--min-time", type=float, default=4.0, help="seconds of timed steps, at least (default: 4)"
+    )
+    parser.add_argument("--rounds", type=positive, default=5, help="turns of all models")
+    parser.add_argument("--threads", type=positive, help="threads on the CPU")
+    parser.add_argument(
+        "--model-kwargs", nargs="+", default={}, action=ParseKwargs, metavar="KEY=VALUE"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dirs/benchmark"),
+        metavar="FILE",
+        help="FILE.csv and FILE.jsonl are appended to, FILE.png is drawn (default: %(default)s)",
+    )
+    return parser
+
+
+def benchmark(argv: Sequence[str]) -> None:
+    """Measures models; raises what goes wrong, after all others have been measured."""
+    args = models_parser().parse_args(argv)
+    device = _device(args.device)
+    on_cpu = device.type == "cpu"
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    stem = args.out.with_suffix("") if args.out.suffix in (".csv", ".jsonl", ".png") else args.out
+    check_appendable(stem.with_name(stem.name + ".csv"))
+    settings = Settings(
+        device=device,
+        batch_size=args.batch_size or (8 if on_cpu else 256),
+        img_size=args.img_size,
+        amp=args.amp or ("fp16" if device.type == "cuda" else "none"),
+        compile=args.compile,
+        channels_last=args.channels_last,
+        model_kwargs=args.model_kwargs,
+    )
+    warmup = args.warmup if args.warmup is not None else (2 if on_cpu else 10)
+    rows = benchmark_models(
+        [*args.models, *args.against],
+        settings,
+        BENCHES if args.bench == "both" else ("infer" if args.bench == "inference" else "train",),
+        warmup=warmup,
+        iters=args.iters or (10 if on_cpu else 40),
+        min_time=args.min_time,
+        rounds=args.rounds,
+        say=lambda message: print(message, file=sys.stderr),
+    )
+    print_tables(rows, args.against[0] if args.against else None)
+    written = append_rows(rows, stem)
+    measured = any(row[f"{bench}_samples_per_sec"] for row in rows for bench in BENCHES)
+    if measured:
+        try:
+            plot(rows, stem.with_name(stem.name + ".png"))
+            written.append(stem.with_name(stem.name + ".png"))
+        except UserError as error:
+            print(f"no plot: {error}", file=sys.stderr)
+    print(f"written to {', '.join(map(str, written))}")
+    failed = [f"{row['model']}: {row['error']}" for row in rows if row["error"]]
+    if failed:
+        raise UserError("\n  ".join(["not all models could be measured", *failed]))
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        cause = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here: {cause}") from error
+    return device
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"models": benchmark}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command, that for models unless the first word names another."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    command = COMMANDS[argv.pop(0)] if argv and argv[0] in COMMANDS else benchmark
+    return run(command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

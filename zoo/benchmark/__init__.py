@@ -1,0 +1,1 @@
+"""Measuring models: speed, memory and multiply-adds, side by side."""
