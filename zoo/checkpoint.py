@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,10 +88,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            cause = str(error).partition("Unsupported")[2].splitlines()[0]
+        cause = re.search(r"unsupported (global|class).{,120}", str(error), re.IGNORECASE)
+        if cause:
             raise CheckpointError(
-                f"{path} holds more than tensors (unsupported{cause[:120]}) and loading it would "
+                f"{path} holds more than tensors ({cause[0]}) and loading it would "
                 "run code from the file; if you trust its origin, save its state dict alone with "
                 "torch.save(checkpoint['model'], FILE) where it was made"
             ) from error

@@ -4,6 +4,7 @@ Everything of ours is registered in mmengine's root registries, where every scop
 scope ``visattn`` has its own, empty registries below them.
 """
 
+import sys
 from functools import cache
 
 from mmengine.registry import root
@@ -12,6 +13,9 @@ from mmengine.registry.registry import Registry
 from .errors import ConfigError
 
 SCOPES = ("visattn", "mmdet", "mmseg")
+
+# mmengine imports the registries of a scope under this name, and warns if there is no such module.
+sys.modules["visattn.registry"] = sys.modules[__name__]
 
 for _registry in [value for value in vars(root).values() if isinstance(value, Registry)]:
     if "visattn" not in _registry.children:

@@ -43,6 +43,11 @@ class AtomicLocalBackend(LocalBackend):
         temporary = target.with_name(f".{target.name}.tmp")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointWriteError(
+                f"cannot make the folder {target.parent} ({error.strerror}): set another work_dir"
+            ) from error
+        try:
             with open(temporary, "wb") as file:
                 file.write(obj)
                 file.flush()
