@@ -197,6 +197,7 @@ def _curve(series: dict[str, tuple[list[float], list[float], str]], unit: str = 
     """A line chart of named (x, y, colour) series over epochs as an SVG data URI."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     style = {
         "svg.hashsalt": "visattn",
@@ -222,6 +223,7 @@ def _curve(series: dict[str, tuple[list[float], list[float], str]], unit: str = 
         axis.set_axisbelow(True)
         axis.set_xlabel("epoch")
         axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
         if len(series) > 1:
             axis.legend(frameon=False)
@@ -272,21 +274,32 @@ def _page(
     if mistakes:
         remark = "Of all mistakes, those it was surest of."
         sections.append(_section("What it gets wrong", _cards(mistakes, classes), remark))
-    if samples[0].routing:
+    if any(sample.routing for sample in samples):
         remark = (
             "Bi-level routing attention: the region of a query (blue) attends to all tokens of the "
             "regions it is routed to (framed), and to no others (faded); the warmer, the more."
         )
-        sections.append(_section("Where it looks", _routing(samples[:5], classes), remark))
+        sections.append(
+            _section("Where it looks", _routing([*mistakes, *samples][:8], classes), remark)
+        )
     if steps:
         sections.append(_section("How long it took", _timeline(steps)))
-    sections.append(_section("With what", _facts(cfg, model)))
+    sections.append(_section("With what", _facts(cfg)))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(name)}</title><style>{_STYLE}</style></head>"
-        f"<body><main><header><p>visattn &middot; run report</p><h1>{escape(name)}</h1></header>"
+        "<body><main><header><p class=kicker>visattn &middot; run report</p>"
+        f"<h1>{escape(name)}</h1><p class=remark>{escape(_summary(cfg))}</p></header>"
         f"{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _summary(cfg: Config) -> str:
+    return (
+        f"{cfg.model.backbone.model_name}, trained for {cfg.train_cfg.max_epochs} epochs on "
+        f"{cfg.train_dataloader.dataset.data_root}, tested on "
+        f"{cfg.test_dataloader.dataset.data_root}"
     )
 
 
@@ -303,6 +316,8 @@ def _headline(results: dict[str, Any], model: Any, steps: Sequence[Step]) -> str
     parameters = sum(p.numel() for p in model.backbone.parameters())
     tiles.append(("parameters", f"{parameters:,}"))
     tiles += [(f"to {step.name.lower()}", _duration(step.seconds)) for step in steps]
+    if steps:
+        tiles.append(("in all", _duration(sum(step.seconds for step in steps))))
     small = "".join(f"<div><b>{escape(v)}</b><span>{escape(k)}</span></div>" for k, v in tiles)
     return (
         f"<section class=hero><div class=big><b>{100 * right / len(predictions):.1f}"
@@ -346,11 +361,11 @@ def _confusion(matrix: list[list[int]], classes: Sequence[str]) -> str:
         bar = f"<i style='width:{accuracy:.1f}%'></i>"
         rows.append(
             f"<tr><th>{escape(classes[label])}</th>{''.join(cells)}"
-            f"<td class=bar><div>{bar}</div></td><td class=share>{accuracy:.1f} %</td></tr>"
+            f"<td class=bar><div>{bar}</div></td><td class=share>{accuracy:.1f}&thinsp;%</td></tr>"
         )
     return (
         f"<div class=scroll><table class=confusion><thead><tr><th></th>{head}"
-        f"<th class=wide colspan=2>recall</th></tr></thead>"
+        "<th class=wide></th><th class=share>recall</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -368,7 +383,8 @@ def _cards(samples: Iterable[Sample], classes: Sequence[str]) -> str:
         verdict = (
             f"<b class=ok>{escape(classes[best])}</b>"
             if best == sample.label
-            else f"<b class=bad>{escape(classes[best])}</b> <s>{escape(classes[sample.label])}</s>"
+            else f"<b class=bad>{escape(classes[best])}</b> "
+            f"<span>instead of {escape(classes[sample.label])}</span>"
         )
         cards.append(
             f'<div class=card><img class=pixels src="{_png(sample.pixels)}" alt="">'
@@ -385,7 +401,7 @@ def _routing(samples: Iterable[Sample], classes: Sequence[str]) -> str:
         panels = [("image", _png(sample.pixels))]
         for stage, routing in enumerate(sample.routing.values()):
             regions = routing.grid.rows * routing.grid.columns
-            title = f"stage {stage + 1}: {routing.indices.shape[-1]} of {regions} regions"
+            title = f"stage {stage + 1}: {routing.indices.shape[-1]} of {regions}"
             panels.append((title, _png(draw_routing(sample.pixels, routing, query, scale=scale))))
         figures = "".join(
             f'<figure><img class=pixels src="{uri}" alt=""><figcaption>{escape(title)}'
@@ -408,12 +424,11 @@ def _timeline(steps: Sequence[Step]) -> str:
     return f"<table class=steps>{rows}</table>"
 
 
-def _facts(cfg: Config, model: Any) -> str:
-    arguments = {key: value for key, value in cfg.model.backbone.items() if key != "model_name"}
+def _facts(cfg: Config) -> str:
+    arguments = (f"{k}={v}" for k, v in cfg.model.backbone.items() if k != "model_name")
     packages = ("visattn", "torch", "timm", "onedl-mmengine")
     facts = {
-        "model": f"{cfg.model.backbone.model_name}, {type(model.backbone).__name__}",
-        **{key: str(value) for key, value in arguments.items()},
+        "model": f"{cfg.model.backbone.model_name} ({', '.join(arguments)})",
         "optimiser": ", ".join(f"{k} {v}" for k, v in cfg.optim_wrapper.optimizer.items()),
         "batch": str(cfg.train_dataloader.batch_size),
         "epochs": str(cfg.train_cfg.max_epochs),
@@ -435,9 +450,10 @@ _STYLE = """
 body{margin:0;background:#f1f5f9;color:var(--ink);
 font:15px/1.5 system-ui,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",sans-serif}
 main{max-width:1080px;margin:0 auto;padding:48px 24px 72px}
-header p{margin:0;color:var(--blue);font-weight:600;letter-spacing:.06em;text-transform:uppercase;
-font-size:12px}
-h1{margin:4px 0 24px;font-size:32px;letter-spacing:-.02em;line-height:1.2}
+header .kicker{margin:0;color:var(--blue);font-weight:600;letter-spacing:.06em;font-size:12px;
+text-transform:uppercase}
+header .remark{max-width:none;margin-bottom:20px}
+h1{margin:4px 0;font-size:32px;letter-spacing:-.02em;line-height:1.2}
 h2{margin:0 0 4px;font-size:19px;letter-spacing:-.01em}
 section{background:#fff;border:1px solid var(--line);border-radius:16px;padding:24px 28px;
 margin-bottom:20px;box-shadow:0 1px 2px rgb(15 23 42/.04)}
@@ -448,7 +464,7 @@ background:linear-gradient(120deg,#1e3a8a,#2563eb 60%,#38bdf8)}
 .big b{display:block;font-size:88px;line-height:1;letter-spacing:-.04em;font-weight:700}
 .big small{font-size:40px;font-weight:500;margin-left:6px}
 .big span{opacity:.85}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:12px;flex:1;
+.tiles{display:grid;grid-template-columns:repeat(3,1fr);gap:12px;flex:1;
 min-width:300px}
 .tiles div{background:rgb(255 255 255/.13);border-radius:12px;padding:12px 16px}
 .tiles b{display:block;font-size:20px;letter-spacing:-.01em}
@@ -464,7 +480,7 @@ table{border-collapse:collapse}
 .confusion th{font-weight:600;color:var(--soft);padding:6px;width:44px}
 .confusion td{height:40px;text-align:center;border:2px solid #fff;border-radius:8px;
 background:#f8fafc;font-weight:600;font-size:14px}
-.confusion .wide{width:190px;text-align:right}
+.confusion .wide{width:150px}.confusion th.share{width:76px;text-align:right}
 .confusion td.bar,.confusion td.share{background:none}
 td.bar{padding:0 0 0 16px}
 td.bar div{background:#eff3f8;border-radius:4px;height:8px}
@@ -476,18 +492,18 @@ padding-left:12px}
 .card{border:1px solid var(--line);border-radius:14px;padding:12px}
 .card p{margin:8px 0 4px;font-size:18px}
 .card b.ok{color:var(--green)}.card b.bad{color:var(--orange)}
-.card s{color:var(--soft);text-decoration:none}
-.card s::before{content:"\\2260\\00a0"}
+.card p span{color:var(--soft);font-size:13px}
 .card table{width:100%;font-size:12px;font-variant-numeric:tabular-nums}
 .card th{width:20px;text-align:left;font-weight:600;color:var(--soft)}
 .card td:last-child{width:38px;text-align:right;color:var(--soft)}
 .card i{display:block;height:6px;border-radius:3px;background:#cbd5e1;min-width:1px}
 .card .true i{background:var(--green)}.card .false:first-child i{background:var(--orange)}
-.routes{display:grid;gap:16px}
-.route{display:grid;grid-template-columns:repeat(auto-fit,minmax(160px,240px));gap:16px}
+.routes{display:grid;grid-template-columns:repeat(auto-fit,minmax(460px,1fr));gap:24px 32px}
+.route{display:grid;grid-auto-flow:column;grid-auto-columns:1fr;gap:10px}
 .route figcaption{margin-top:4px}
 .steps{width:100%}
 .steps th{text-align:left;font-weight:600;white-space:nowrap;padding-right:8px;width:1%}
+.steps .share{width:1%}
 .steps .command td{padding:2px 0 14px 16px}
 code{font:12.5px/1.5 ui-monospace,"SF Mono",Menlo,"DejaVu Sans Mono",monospace;color:#334155;
 background:#f1f5f9;border-radius:6px;padding:3px 8px;overflow-wrap:anywhere}
