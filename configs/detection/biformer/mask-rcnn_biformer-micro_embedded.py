@@ -1,0 +1,39 @@
+# python tools/train.py configs/detection/biformer/mask-rcnn_biformer-micro_embedded.py
+_base_ = [
+    "../_base_/models/mask-rcnn_fpn_micro.py",
+    "../_base_/datasets/embedded_scenes_instance.py",
+    "../../_base_/default_runtime.py",
+]
+default_scope = "mmdet"
+
+model = dict(
+    backbone=dict(
+        model_name="biformer_tiny",
+        depths=(1, 1, 2, 1),
+        embed_dims=(32, 64, 128, 256),
+        n_win=5,
+        topks=(2, 4, 8),
+    ),
+)
+optim_wrapper = dict(
+    type="OptimWrapper",
+    constructor="TimmOptimWrapperConstructor",
+    optimizer=dict(type="adamw", lr=1e-3, weight_decay=0.05),
+    clip_grad=dict(max_norm=5.0),
+)
+param_scheduler = dict(
+    type="WarmupCosineLR",
+    T_max=20,
+    warmup=1,
+    warmup_lr=1e-5,
+    min_lr=1e-5,
+    convert_to_iter_based=True,
+)
+train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=20, val_interval=5)
+val_cfg = dict()
+test_cfg = dict()
+
+default_hooks = dict(
+    logger=dict(interval=25),
+    checkpoint=dict(save_best="coco/bbox_mAP_50"),
+)
