@@ -15,6 +15,7 @@ from visattn.tools.browse import (
     with_instances,
     with_semantic,
 )
+from visattn.zoo.config import load_config
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -76,11 +77,10 @@ def test_mistakes_are_named(config, arguments, message, capsys):
 
 
 def test_denormalising_inverts_the_preprocessor(config):
-    preprocessor, _ = build_preprocessing(Config.fromfile(config))
+    preprocessor, _ = build_preprocessing(load_config(config))
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    assert torch.equal(
-        denormalise(preprocessor({"inputs": images})["inputs"], preprocessor), images
-    )
+    normalised = preprocessor({"inputs": images})["inputs"]
+    assert torch.equal(denormalise(normalised, preprocessor), images)
 
 
 def test_mixed_labels_carry_the_weights_of_the_pixels():
