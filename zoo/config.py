@@ -35,6 +35,34 @@ TOP_LEVEL = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", 
     "tta_model",
     "tta_pipeline",
 }
+# Names that OpenMMLab's configurations give to values used elsewhere, used or not.
+_CONVENTIONAL = frozenset(
+    {
+        "backend_args",
+        "base_batch_size",
+        "base_lr",
+        "classes",
+        "crop_size",
+        "data_root",
+        "dataset_type",
+        "file_client_args",
+        "image_size",
+        "img_norm_cfg",
+        "img_scale",
+        "input_size",
+        "interval",
+        "log_interval",
+        "max_epochs",
+        "max_iters",
+        "metainfo",
+        "norm_cfg",
+        "num_classes",
+        "num_stages",
+        "test_pipeline",
+        "train_pipeline",
+        "val_pipeline",
+    }
+)
 # What the sections without a `type` may hold.
 _SECTIONS: dict[str, frozenset[str]] = {
     "auto_scale_lr": frozenset({"enable", "base_batch_size"}),
@@ -53,11 +81,13 @@ _TAKEN_BY_BUILDER: dict[str, frozenset[str]] = {
     "optim_wrapper": frozenset({"constructor", "optimizer", "paramwise_cfg"}),
     "parameter scheduler": frozenset({"convert_to_iter_based"}),
     "weight initializer": frozenset({"layer", "name", "override"}),
-    "model": frozenset({"init_cfg", "requires_grad"}),
+    "model": frozenset({"bg_cls_weight", "init_cfg", "requires_grad"}),
     "visualizer": frozenset({"name"}),
 }
 # Dictionaries whose `type` is not looked up in a registry.
-_FREE = frozenset({"clip_grad", "nms", "metainfo", "meta", "mp_cfg", "dist_cfg"})
+_FREE = frozenset(
+    {"clip_grad", "dcn", "dist_cfg", "meta", "metainfo", "mp_cfg", "nms", "upsample_cfg"}
+)
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -81,10 +111,10 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     read_names = _names_read_in(Path(path)) if Path(path).suffix == ".py" else set()
     _check_top_level(cfg, set(read_names))
     scope = cfg.get("default_scope", "visattn")
-    if overrides:
-        for key in overrides:
-            _check_override(cfg, key, scope)
-        cfg.merge_from_dict(dict(overrides))
+    # A new type first: the keys beside it belong to that one.
+    for key in sorted(overrides or (), key=lambda key: not key.endswith(".type")):
+        _check_override(cfg, key, scope)
+        cfg.merge_from_dict({key: overrides[key]})
     for where, section in cfg.items():
         if where in TOP_LEVEL:
             _check(section, where, scope)
@@ -97,7 +127,7 @@ def _read(path: Path) -> Config:
         raise ConfigError(f"no configuration at {path}{nearest(path.name, siblings)}")
     try:
         return Config.fromfile(path)
-    except (FileNotFoundError, SyntaxError, KeyError, TypeError, NameError) as error:
+    except (OSError, ImportError, SyntaxError, KeyError, TypeError, NameError) as error:
         raise ConfigError(f"cannot read configuration {path}: {error}") from error
 
 
@@ -109,7 +139,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
 
 def _check_top_level(cfg: Config, read_names: set[str]) -> None:
     for key in cfg:
-        if key not in TOP_LEVEL and key not in read_names:
+        if key not in TOP_LEVEL | _CONVENTIONAL | read_names:
             raise ConfigError(
                 f"unknown key {key!r} in {cfg.filename}: nothing reads it{nearest(key, TOP_LEVEL)}"
             )
@@ -251,6 +281,9 @@ def _candidates(name: Any, where: str, scope: str) -> list[tuple[str, Callable[.
                 break
     if not found:
         found = [("", target) for target in _unregistered(name)]
+    if not found and where.startswith("model.") and name.islower():
+        # Not a class: modules choose between their own variants by such names.
+        return [("", lambda **kwargs: kwargs)]
     if not found:
         raise ConfigError(
             f"unknown type {name!r} ({where}){nearest(bare, known)} "

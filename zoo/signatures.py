@@ -84,4 +84,4 @@ def _is_name(node: ast.AST, name: str) -> bool:
 
 
 def _is_super(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and _is_name(node.func, "super")
+    return isinstance(node, ast.Call) and _is_name(node.func, "super") and not node.args

@@ -116,6 +116,12 @@ class ImageClassifier(BaseModel):
                 "loss=dict(type='SoftTargetCrossEntropy') and mixup.label_smoothing"
             )
 
+    def init_weights(self) -> None:
+        """Does nothing: timm models are initialised, or loaded, when they are built.
+
+        mmengine's would call ``init_weights`` of the timm model again, over a loaded checkpoint.
+        """
+
     def check_dataset(self, dataset: Any) -> None:
         """Checks classes and image size of a data set against the model.
 

@@ -83,12 +83,13 @@ class Runner(MMEngineRunner):
         per_process = self.train_dataloader.batch_sampler.batch_size
         accumulated = optim_wrapper._accumulative_counts
         batch = per_process * self.world_size * accumulated
-        for group in optim_wrapper.optimizer.param_groups:
+        # The wrapper's groups include the settings that the log shows as base_lr.
+        for group in optim_wrapper.param_groups:
             group["lr"] *= batch / base
         self.logger.info(
             f"Scaled lr by {batch}/{base}: {per_process} images x {self.world_size} processes x "
             f"{accumulated} accumulated iterations; the highest is now "
-            f"{max(group['lr'] for group in optim_wrapper.optimizer.param_groups):.4g}"
+            f"{max(group['lr'] for group in optim_wrapper.param_groups):.4g}"
         )
 
     def load_or_resume(self) -> None:
