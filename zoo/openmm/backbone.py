@@ -74,7 +74,7 @@ class TimmBackbone(BaseModule):
     def init_weights(self) -> None:
         """Loads ``checkpoint``; norms on outputs that it lacks keep their initial values."""
         if self.checkpoint is not None:
-            load_checkpoint(self, self.checkpoint, ignore=["norms."])
+            load_checkpoint(self, self.checkpoint, ignore=["norms."] if self.norms else [])
         self._is_init = True
 
     def convert_state_dict(self, model: nn.Module, state_dict: StateDict) -> StateDict:
