@@ -13,7 +13,7 @@ import timm
 import torch
 
 from ..errors import UserError
-from ..models import model_name
+from ..models import Size, model_name
 from .counters import peak_memory
 from .subject import NotFiniteError, Settings, Subject, describe_error
 from .timing import percentiles, time_side_by_side
@@ -187,7 +187,11 @@ def _origin(name: str) -> str:
 
 
 def _measured(
-    bench: str, img_size: tuple[int, int], batch_size: int, seconds: Sequence[float], peak: int | None
+    bench: str,
+    img_size: Size,
+    batch_size: int,
+    seconds: Sequence[float],
+    peak: int | None,
 ) -> Row:
     p20, p50, p80 = percentiles(seconds)
     height, width = img_size
