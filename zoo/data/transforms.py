@@ -25,7 +25,7 @@ def check_image_size(size: int | Sequence[int]) -> tuple[int, int]:
     Raises:
         DataError: If it is not one or two positive whole numbers.
     """
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, Sequence) else (size, size)
     if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
         raise DataError(
             f"image size {size!r} is impossible: give a positive number of pixels, or "
