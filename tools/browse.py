@@ -5,6 +5,7 @@ python tools/browse.py CONFIG --split train --number 16 --out samples.png
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+from PIL import ImageDraw, ImageFont
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+from torchvision.utils import draw_segmentation_masks
 
 from visattn.tools._cli import run
 
@@ -178,8 +181,13 @@ def with_instances(
         )
     boxes = getattr(instances.bboxes, "tensor", instances.bboxes).cpu() * scale
     names = [class_name(int(label), classes) for label in instances.labels]
-    image = draw_bounding_boxes(image, boxes, names, colours, width=2)
-    return image, f"{count} object{'s' if count > 1 else ''}"
+    drawing = to_pil_image(image)
+    pen, font = ImageDraw.Draw(drawing), ImageFont.load_default(14)
+    for box, name, colour in zip(boxes.tolist(), names, colours, strict=True):
+        pen.rectangle(box, outline=colour, width=2)
+        pen.rectangle(pen.textbbox(box[:2], name, font), fill=colour)
+        pen.text(box[:2], name, "white", font)
+    return pil_to_tensor(drawing), f"{count} object{'s' if count > 1 else ''}"
 
 
 def class_name(label: int, classes: Sequence[str] | None) -> str:
@@ -209,7 +217,7 @@ def draw_grid(samples: Sequence[Sample], title: str) -> Any:
         axis.set_axis_off()
     for axis, sample in zip(axes, samples, strict=False):
         axis.imshow(sample.image.permute(1, 2, 0).numpy())
-        axis.set_title(sample.title, fontsize=9, loc="left", wrap=True)
+        axis.set_title(textwrap.fill(sample.title, 40), fontsize=9, loc="left")
     figure.suptitle(title, fontsize=12, x=0.01, ha="left")
     return figure
 
