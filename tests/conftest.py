@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import itertools
 import json
 import zlib
 from pathlib import Path
@@ -8,6 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+# mmengine keeps the state of a run under its name, which must not occur twice.
+_run_numbers = itertools.count()
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -70,3 +75,96 @@ def golden_image():
         return torch.from_numpy(np.random.RandomState(0).standard_normal(shape).astype(np.float32))
 
     return image
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """Noisy images of three colours, 12 a class to train on and 4 to test, as an ImageFolder."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.RandomState(0)
+    for split, count in (("train", 12), ("val", 4)):
+        for label, name in enumerate(("blue", "green", "red")):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.randint(0, 120, (32, 32, 3), dtype=np.uint8)
+                pixels[..., 2 - label] += 120
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture
+def classification_config(image_folder, tmp_path):
+    """Writes a configuration that trains a tiny model on ``image_folder``; gives its path."""
+    runtime = Path(__file__).parents[1] / "configs" / "_base_" / "default_runtime.py"
+    path = tmp_path / "tiny.py"
+    path.write_text(
+        f"""
+_base_ = [{str(runtime)!r}]
+default_scope = "visattn"
+model = dict(
+    type="ImageClassifier",
+    backbone=dict(model_name="test_vit", num_classes=3, img_size=32, drop_path_rate=0.1),
+)
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    drop_last=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    collate_fn=dict(type="default_collate"),
+    dataset=dict(
+        type="ImageFolder",
+        data_root="{image_folder}/train",
+        pipeline=[dict(type="TimmTrainTransform", img_size=32, scale=(0.5, 1.0))],
+    ),
+)
+val_dataloader = dict(
+    batch_size=5,
+    num_workers=0,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    collate_fn=dict(type="default_collate"),
+    dataset=dict(
+        type="ImageFolder",
+        data_root="{image_folder}/val",
+        pipeline=[dict(type="TimmEvalTransform", img_size=32, crop_pct=1.0)],
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(type="Accuracy", topk=(1, 5))
+test_evaluator = val_evaluator
+val_cfg = dict()
+test_cfg = dict()
+train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=2, val_interval=2)
+optim_wrapper = dict(
+    type="OptimWrapper",
+    constructor="TimmOptimWrapperConstructor",
+    optimizer=dict(type="adamw", lr=1e-3, weight_decay=0.05),
+)
+param_scheduler = dict(
+    type="WarmupCosineLR", T_max=2, warmup=1, min_lr=1e-5, convert_to_iter_based=True
+)
+visualizer = dict(type="Visualizer", vis_backends=[dict(type="LocalVisBackend")])
+log_level = "ERROR"
+"""
+    )
+    return path
+
+
+@pytest.fixture
+def make_runner(classification_config, tmp_path):
+    """Builds runners of the tiny configuration, each with overrides and its own folder."""
+    from visattn.zoo.config import load_config
+    from visattn.zoo.training.runner import build_runner
+
+    torch.set_num_threads(1)
+
+    def make(name: str = "run", resume: bool = False, mode: str = "train", **sections):
+        overrides = sections.pop("overrides", {})
+        cfg = load_config(classification_config, overrides)
+        cfg.merge_from_dict(sections)
+        cfg.work_dir = str(tmp_path / name)
+        cfg.experiment_name = f"{tmp_path.name}_{name}_{next(_run_numbers)}"
+        cfg.resume = resume
+        return build_runner(cfg, mode)
+
+    return make

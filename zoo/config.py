@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import Registry, root
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
+from timm.optim import get_optimizer_class, list_optimizers
 from torch.utils.data import DataLoader
 
 from .errors import ConfigError
@@ -237,6 +238,8 @@ def _check_keys(node: dict[str, Any], where: str, accepted: frozenset[str] | Non
 
 def _accepted_by(node: dict[str, Any], where: str, scope: str) -> frozenset[str] | None:
     """Keys that a dictionary may have, or None if any."""
+    if where == "optim_wrapper.optimizer" and node.get("type") in list_optimizers():
+        return _accepted_by_timm_optimizer(node["type"])
     if "type" in node:
         return _accepted_by_type(node["type"], where, scope)
     if where in _SECTIONS:
@@ -356,16 +359,17 @@ def _check_timm_model(node: dict[str, Any], where: str, scope: str) -> None:
 
 
 def _check_timm_optimizer(node: dict[str, Any], where: str) -> None:
-    from timm.optim import get_optimizer_class, list_optimizers
-
     name = str(node.get("type"))
     if name.lower() not in list_optimizers():
         raise ConfigError(f"unknown optimizer {name!r} ({where}){nearest(name, list_optimizers())}")
     if "lr" not in node:
         raise ConfigError(f"{where} has no 'lr'")
+    _check_keys(node, where, _accepted_by_timm_optimizer(name))
+
+
+def _accepted_by_timm_optimizer(name: str) -> frozenset[str] | None:
     accepted = accepted_arguments(get_optimizer_class(name, bind_defaults=False))
-    if accepted is not None:
-        _check_keys(node, where, accepted - {"params"} | {"type"})
+    return None if accepted is None else accepted - {"params"} | {"type"}
 
 
 def _check_albumentations(node: dict[str, Any], where: str) -> None:

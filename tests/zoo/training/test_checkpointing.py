@@ -2,7 +2,6 @@
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +9,6 @@ import torch
 from visattn.zoo.checkpoint import CheckpointError
 from visattn.zoo.errors import CheckpointWriteError
 from visattn.zoo.training.checkpointing import AtomicLocalBackend
-
-BEST = {
-    "default_hooks__checkpoint__save_best": "accuracy/top1",
-    "default_hooks__checkpoint__max_keep_ckpts": 1,
-    "default_hooks__checkpoint__by_epoch": True,
-}
 
 
 @pytest.fixture
@@ -36,19 +29,27 @@ def full_disk(monkeypatch):
     return fill_after
 
 
-def test_everything_in_a_checkpoint_is_plain(recipe):
-    runner = recipe.train("work", custom_hooks=[{"type": "ModelEmaHook"}], **BEST)
-    files = sorted(Path(runner.work_dir).glob("*.pth"))
+def test_everything_in_a_checkpoint_is_plain(make_runner, tmp_path):
+    make_runner(
+        overrides={
+            "custom_hooks": [{"type": "ModelEmaHook"}],
+            "default_hooks.checkpoint.save_best": "accuracy/top1",
+            "default_hooks.checkpoint.max_keep_ckpts": 1,
+        }
+    ).train()
+    files = sorted((tmp_path / "run").glob("*.pth"))
     assert [file.name.partition("_")[0] for file in files] == ["best", "epoch"]
     for file in files:
         assert torch.load(file, weights_only=True)["meta"]["iter"] > 0
 
 
-def test_only_the_newest_checkpoints_are_kept(recipe):
-    runner = recipe.train("work", default_hooks__checkpoint__max_keep_ckpts=2)
-    names = {path.name for path in Path(runner.work_dir).glob("iter_*.pth")}
-    assert names == {"iter_7.pth", "iter_8.pth"}
-    assert (Path(runner.work_dir) / "last_checkpoint").read_text().endswith("iter_8.pth")
+def test_only_the_newest_checkpoints_are_kept(train, tmp_path):
+    train("run", {"default_hooks.checkpoint.max_keep_ckpts": 2})
+    assert {path.name for path in (tmp_path / "run").glob("iter_*")} == {
+        "iter_17.pth",
+        "iter_18.pth",
+    }
+    assert (tmp_path / "run" / "last_checkpoint").read_text().endswith("iter_18.pth")
 
 
 def test_full_disk_leaves_the_old_file(tmp_path, full_disk):
@@ -61,14 +62,17 @@ def test_full_disk_leaves_the_old_file(tmp_path, full_disk):
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_full_disk_during_training_leaves_the_last_good_checkpoint(recipe, full_disk, monkeypatch):
-    # Each checkpoint syncs file and folder, and those of the record of the last one.
+def test_full_disk_during_training_leaves_the_last_good_checkpoint(
+    train, full_disk, monkeypatch, tmp_path
+):
+    keep_one = {"default_hooks.checkpoint.max_keep_ckpts": 1}
+    # A checkpoint syncs its file and folder; then the record of the last checkpoint does.
     full_disk(3 * 4)
     with pytest.raises(CheckpointWriteError):
-        recipe.train("work", default_hooks__checkpoint__max_keep_ckpts=1)
+        train("run", keep_one)
     monkeypatch.undo()
-    assert [path.name for path in (recipe.folder / "work").glob("iter_*")] == ["iter_3.pth"]
-    assert recipe.train("work", resume=True).iter == 8
+    assert [path.name for path in (tmp_path / "run").glob("iter_*")] == ["iter_3.pth"]
+    assert train("run", keep_one, resume=True).iter == 18
 
 
 def test_file_in_place_of_the_folder_is_named(tmp_path):
@@ -77,28 +81,20 @@ def test_file_in_place_of_the_folder_is_named(tmp_path):
         AtomicLocalBackend().put(b"new", tmp_path / "file" / "weights.pth")
 
 
-def test_pickle_with_code_is_refused(recipe):
+def test_pickle_with_code_is_refused(train, tmp_path):
     class Trap:
         def __reduce__(self):
-            return os.mkdir, (str(recipe.folder / "sprung"),)
+            return os.mkdir, (str(tmp_path / "sprung"),)
 
-    path = recipe.folder / "trap.pth"
+    path = tmp_path / "trap.pth"
     torch.save({"state_dict": {"a": torch.zeros(1)}, "meta": Trap()}, path)
     with pytest.raises(CheckpointError, match="would run code"):
-        recipe.train("work", load_from=str(path))
-    assert not (recipe.folder / "sprung").exists()
+        train("run", {"load_from": str(path)})
+    assert not (tmp_path / "sprung").exists()
 
 
-def test_checkpoint_of_another_model_is_refused(recipe):
-    runner = recipe.train("work")
-    last = (Path(runner.work_dir) / "last_checkpoint").read_text()
+def test_checkpoint_of_another_model_is_refused(train, tmp_path):
+    train("run", {"train_cfg.max_epochs": 1})
+    last = (tmp_path / "run" / "last_checkpoint").read_text()
     with pytest.raises(CheckpointError, match="does not fit"):
-        recipe.train("other", load_from=last, model__backbone__num_classes=4)
-
-
-def test_moved_run_resumes(recipe):
-    recipe.train("work", stop_before=3)
-    (recipe.folder / "work").rename(recipe.folder / "moved")
-    resumed = recipe.train("moved", resume=True)
-    assert resumed.iter == 8
-    assert not (recipe.folder / "work").exists()
+        train("other", {"load_from": last, "model.backbone.num_classes": 4})

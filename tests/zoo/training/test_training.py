@@ -29,19 +29,19 @@ def test_training_learns_and_reports_accuracy(make_runner):
 
 
 RICH = {
-    "model": dict(
-        mixup=dict(mixup_alpha=0.8, cutmix_alpha=1.0),
-        data_preprocessor=dict(random_erasing=dict(probability=0.5, mode="pixel")),
-    ),
-    "custom_hooks": [dict(type="ModelEmaHook", decay=0.9)],
-    "default_hooks": dict(checkpoint=dict(by_epoch=False, interval=4, max_keep_ckpts=-1)),
+    "model": {
+        "mixup": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0},
+        "data_preprocessor": {"random_erasing": {"probability": 0.5, "mode": "pixel"}},
+    },
+    "custom_hooks": [{"type": "ModelEmaHook", "decay": 0.9}],
+    "default_hooks": {"checkpoint": {"by_epoch": False, "interval": 4, "max_keep_ckpts": -1}},
 }
 
 
 @pytest.mark.parametrize("interrupted_at", [4, 9, 12])
 def test_resumed_run_equals_the_uninterrupted_one(make_runner, tmp_path, interrupted_at):
     """Within an epoch (9 iterations), at its end and in the next one; even with other workers."""
-    sections = {**RICH, "default_hooks": dict(checkpoint=dict(by_epoch=False, interval=1))}
+    sections = {**RICH, "default_hooks": {"checkpoint": {"by_epoch": False, "interval": 1}}}
     sections["default_hooks"]["checkpoint"]["max_keep_ckpts"] = -1
     whole = make_runner("whole", **sections)
     whole.train()
@@ -90,10 +90,10 @@ def test_resume_finds_a_moved_folder(make_runner, tmp_path):
 
 
 DETERMINISTIC = {
-    "optim_wrapper.optimizer": dict(type="sgd", lr=0.05),
+    "optim_wrapper.optimizer": {"type": "sgd", "lr": 0.05},
     "param_scheduler": None,
     "model.backbone.drop_path_rate": 0.0,
-    "train_dataloader.dataset.pipeline": [dict(type="TimmEvalTransform", img_size=32)],
+    "train_dataloader.dataset.pipeline": [{"type": "TimmEvalTransform", "img_size": 32}],
 }
 
 
@@ -130,7 +130,7 @@ def test_mixed_precision(make_runner, dtype):
 def test_compile_switch_compiles_the_backbone(make_runner):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    make_runner(compile=dict(backend="eager")).train()
+    make_runner(compile={"backend": "eager"}).train()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
 
 
@@ -146,7 +146,7 @@ def test_activation_checkpointing_gives_the_same_weights(make_runner):
 
 def test_learning_rate_scales_with_the_batch_of_a_step(make_runner):
     runner = make_runner(
-        auto_scale_lr=dict(enable=True, base_batch_size=16),
+        auto_scale_lr={"enable": True, "base_batch_size": 16},
         overrides={"optim_wrapper.accumulative_counts": 2, "train_cfg.max_epochs": 1},
     )
     runner.train()
@@ -157,9 +157,9 @@ def test_learning_rate_scales_with_the_batch_of_a_step(make_runner):
 @pytest.mark.parametrize("evaluate", ["ema", "raw"])
 def test_ema_follows_its_definition(make_runner, tmp_path, evaluate):
     runner = make_runner(
-        custom_hooks=[dict(type="ModelEmaHook", decay=0.75, evaluate=evaluate)],
+        custom_hooks=[{"type": "ModelEmaHook", "decay": 0.75, "evaluate": evaluate}],
         overrides={"train_cfg.max_epochs": 1},
-        default_hooks=dict(checkpoint=dict(by_epoch=False, interval=1, max_keep_ckpts=-1)),
+        default_hooks={"checkpoint": {"by_epoch": False, "interval": 1, "max_keep_ckpts": -1}},
     )
     runner.train()
     files = [
@@ -177,7 +177,7 @@ def test_ema_follows_its_definition(make_runner, tmp_path, evaluate):
 
 def test_ema_averages_once_per_optimiser_step(make_runner):
     runner = make_runner(
-        custom_hooks=[dict(type="ModelEmaHook", decay=0.9)],
+        custom_hooks=[{"type": "ModelEmaHook", "decay": 0.9}],
         overrides={"optim_wrapper.accumulative_counts": 3, "train_cfg.max_epochs": 1},
     )
     runner.train()
@@ -188,14 +188,14 @@ def test_ema_averages_once_per_optimiser_step(make_runner):
 def test_bad_loss_does_not_go_unnoticed(make_runner):
     with pytest.raises(ValueError, match="soft targets"):
         make_runner(
-            overrides={"model.mixup": dict(mixup_alpha=0.8)},
-            model=dict(loss=dict(type="LabelSmoothingCrossEntropy")),
+            overrides={"model.mixup": {"mixup_alpha": 0.8}},
+            model={"loss": {"type": "LabelSmoothingCrossEntropy"}},
         )
 
 
 def test_odd_batch_with_mixup_names_the_remedy(make_runner):
     runner = make_runner(
-        overrides={"train_dataloader.batch_size": 3, "model.mixup": dict(mixup_alpha=0.8)}
+        overrides={"train_dataloader.batch_size": 3, "model.mixup": {"mixup_alpha": 0.8}}
     )
     with pytest.raises(ValueError, match="even train_dataloader.batch_size"):
         runner.train()
@@ -208,10 +208,10 @@ def test_more_classes_than_outputs_are_refused_before_training(make_runner):
 
 
 def test_images_smaller_than_the_stride_are_refused(make_runner):
-    pipeline = [dict(type="TimmTrainTransform", img_size=16)]
+    pipeline = [{"type": "TimmTrainTransform", "img_size": 16}]
     runner = make_runner(
         overrides={"train_dataloader.dataset.pipeline": pipeline},
-        model=dict(backbone=dict(_delete_=True, model_name="test_resnet", num_classes=3)),
+        model={"backbone": {"_delete_": True, "model_name": "test_resnet", "num_classes": 3}},
     )
     with pytest.raises(ValueError, match="16x16 are smaller than the stride 32"):
         runner.train()
@@ -237,3 +237,16 @@ def test_normalisation_is_that_of_the_model(make_runner):
     expected = (0.2 - torch.tensor(cfg["mean"])) / torch.tensor(cfg["std"])
     torch.testing.assert_close(out[0, :, 0, 0], expected)
     assert isinstance(runner.bare_model.loss, nn.CrossEntropyLoss)
+
+
+def test_weights_loaded_at_construction_survive_the_start_of_training(make_runner, tmp_path):
+    source = make_runner("source")
+    torch.save(source.bare_model.backbone.state_dict(), tmp_path / "weights.pth")
+    runner = make_runner(
+        "target",
+        overrides={"model.checkpoint": str(tmp_path / "weights.pth"), **DETERMINISTIC},
+        randomness={"seed": 1},
+        optim_wrapper={"optimizer": {"lr": 0.0}},
+    )
+    runner.train()
+    assert_same(weights(runner), weights(source))
