@@ -79,7 +79,9 @@ model = dict(
             sampler=dict(
                 type="RandomSampler", num=128, pos_fraction=0.5, add_gt_as_proposals=False
             ),
+            allowed_border=-1,
             pos_weight=-1,
+            debug=False,
         ),
         rpn_proposal=dict(nms_pre=300, max_per_img=100, nms=dict(type="nms", iou_threshold=0.7)),
         rcnn=dict(
@@ -93,6 +95,7 @@ model = dict(
             sampler=dict(type="RandomSampler", num=48, pos_fraction=0.33, add_gt_as_proposals=True),
             mask_size=28,
             pos_weight=-1,
+            debug=False,
         ),
     ),
     test_cfg=dict(
