@@ -51,7 +51,7 @@ def browse(argv: Sequence[str] | None = None) -> Path:
     from mmengine.runner import Runner, set_random_seed
 
     from visattn.zoo.config import load_config
-    from visattn.zoo.errors import ConfigError
+    from visattn.zoo.errors import ConfigError, DataError
 
     cfg = load_config(args.config, args.cfg_options)
     loader_cfg = cfg.get(f"{args.split}_dataloader")
@@ -61,7 +61,7 @@ def browse(argv: Sequence[str] | None = None) -> Path:
         raise ConfigError(f"--number must be at least 1; got {args.number}")
     set_random_seed(args.seed)
     preprocess, mix = build_preprocessing(cfg)
-    loader_cfg.update(num_workers=0, persistent_workers=False)
+    loader_cfg.update(num_workers=0, persistent_workers=False, drop_last=False)
     loader = Runner.build_dataloader(loader_cfg, seed=args.seed)
     metainfo = getattr(loader.dataset, "metainfo", None) or {}
     samples: list[Sample] = []
@@ -75,6 +75,8 @@ def browse(argv: Sequence[str] | None = None) -> Path:
             samples.extend(labelled(images, data["labels"], metainfo.get("classes"), mixing))
         if len(samples) >= args.number:
             break
+    if not samples:
+        raise DataError(f"the {args.split} data of {args.config} gave no sample to draw")
     out = Path(args.out)
     if not out.suffix:
         out = out / f"{Path(args.config).stem}_{args.split}.png"

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +18,20 @@ from visattn.tools.browse import (
     with_semantic,
 )
 from visattn.zoo.config import load_config
+from visattn.zoo.data import embedded
 
 CLASSES = ("cat", "dog", "owl")
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def embedded_data(tmp_path_factory):
+    """A folder that holds few embedded scenes where recipes look for them."""
+    root = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "SCENES", {"train": 6, "val": 2})
+        embedded.make_embedded(root / "data" / "embedded")
+    return root
 
 
 @pytest.fixture
@@ -122,6 +136,20 @@ def test_an_image_without_objects_says_so():
     image = torch.zeros(3, CELL, CELL, dtype=torch.uint8)
     instances = InstanceData(bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
     assert with_instances(image, instances, 1.0, CLASSES) == (image, "no objects")
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "detection/biformer/mask-rcnn_biformer-micro_embedded.py",
+        "segmentation/biformer/upernet_biformer-micro_embedded.py",
+    ],
+)
+def test_scenes_are_drawn_with_their_annotations(recipe, embedded_data, tmp_path, monkeypatch):
+    monkeypatch.chdir(embedded_data)
+    out = tmp_path / "scenes.png"
+    assert main([str(CONFIGS / recipe), "--number", "2", "--out", str(out)]) == 0
+    assert np.asarray(Image.open(out).convert("RGB")).std() > 20
 
 
 def test_names_do_not_need_a_palette_or_classes():

@@ -1,10 +1,14 @@
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
+from visattn.zoo.config import load_config
+from visattn.zoo.data import embedded
 from visattn.zoo.data.checks import (
     check_class_labels,
     check_coco,
@@ -15,6 +19,17 @@ from visattn.zoo.data.checks import (
 from visattn.zoo.errors import ConfigError, DataError
 
 CLASSES = ("cat", "dog", "owl")
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+@pytest.fixture(scope="module")
+def embedded_data(tmp_path_factory):
+    """A folder that holds few embedded scenes where recipes look for them."""
+    root = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "SCENES", {"train": 6, "val": 2})
+        embedded.make_embedded(root / "data" / "embedded")
+    return root
 
 
 def coco(**changes):
@@ -203,3 +218,34 @@ def test_wrapped_data_sets_are_unwrapped():
     joined = SimpleNamespace(datasets=[folder([0, 1]), folder([1, 2])])
     report = check_dataset(SimpleNamespace(dataset=joined), {"backbone": {"num_classes": 3}})
     assert report.counts == {"cat": 1, "dog": 2, "owl": 1}
+
+
+def check_recipe(recipe, root, monkeypatch, **overrides):
+    monkeypatch.chdir(root)
+    cfg = load_config(CONFIGS / recipe, overrides)
+    init_default_scope(cfg.default_scope)
+    return check_dataset(DATASETS.build(cfg.train_dataloader.dataset), cfg.model)
+
+
+def test_objects_of_a_detection_recipe(embedded_data, monkeypatch):
+    recipe = "detection/biformer/mask-rcnn_biformer-micro_embedded.py"
+    report = check_recipe(recipe, embedded_data, monkeypatch)
+    path = embedded_data / "data/embedded/scenes/annotations/instances_train2017.json"
+    objects = json.loads(path.read_text())["annotations"]
+    assert tuple(report.counts) == embedded.CLASSES
+    assert sum(report.counts.values()) == len(objects)
+
+
+def test_pixels_of_a_segmentation_recipe(embedded_data, monkeypatch):
+    recipe = "segmentation/biformer/upernet_biformer-micro_embedded.py"
+    report = check_recipe(recipe, embedded_data, monkeypatch)
+    assert sum(report.counts.values()) == 6 * embedded.SIZE**2
+    assert next(iter(report.counts)) == "background"
+
+
+def test_recipe_with_too_few_classes_is_named(embedded_data, monkeypatch):
+    recipe = "detection/biformer/mask-rcnn_biformer-micro_embedded.py"
+    heads = ("bbox_head", "mask_head")
+    overrides = {f"model.roi_head.{head}.num_classes": 4 for head in heads}
+    with pytest.raises(DataError, match="the model has 4 classes .* read with 10"):
+        check_recipe(recipe, embedded_data, monkeypatch, **overrides)
