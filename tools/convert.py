@@ -1,0 +1,96 @@
+"""Converts the authors' checkpoint of a model into this package's layout, strictly.
+
+python tools/convert.py biformer_tiny.pth biformer_tiny.safetensors --model biformer_tiny
+python tools/convert.py biformer_tiny.pth --model biformer_tiny --dry-run
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from timm.utils import ParseKwargs
+
+from visattn.tools._cli import run
+from visattn.zoo.checkpoint import CheckpointError, load_checkpoint
+from visattn.zoo.errors import UserError
+from visattn.zoo.files import replacing
+from visattn.zoo.models import build_model
+
+SUFFIXES = (".safetensors", ".pth")
+
+
+def save_weights(state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Writes a state dict as ``.safetensors`` or ``.pth``; what was there survives a failure.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    with replacing(path) as temporary:
+        if temporary.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            tensors = {name: value.contiguous() for name, value in state_dict.items()}
+            save_file(tensors, temporary, metadata={"format": "pt"})
+        else:
+            torch.save(state_dict, temporary)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("src", type=Path, help="checkpoint as released, .pth or .safetensors")
+    parser.add_argument("dst", type=Path, nargs="?", help=f"file to write, {' or '.join(SUFFIXES)}")
+    parser.add_argument("--model", required=True, help="name of the model it is of")
+    parser.add_argument("--num-classes", type=int, help="classes it was trained for")
+    parser.add_argument(
+        "--model-kwargs", nargs="+", default={}, action=ParseKwargs, metavar="KEY=VALUE"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only report what matches")
+    parser.add_argument("--force", action="store_true", help="overwrite DST")
+    return parser.parse_args(argv)
+
+
+def convert(argv: Sequence[str] | None = None) -> None:
+    """Runs the command; raises what goes wrong."""
+    args = parse_args(argv)
+    if not args.dry_run:
+        _check_destination(args)
+    kwargs = dict(args.model_kwargs)
+    if args.num_classes is not None:
+        kwargs["num_classes"] = args.num_classes
+    model = build_model(args.model, **kwargs)
+    report = load_checkpoint(model, args.src, strict=False)
+    print(f"{args.src} as {args.model}: {report}")
+    if not report.is_whole:
+        written = "" if args.dry_run else "; nothing was written"
+        raise CheckpointError(
+            f"{args.src} does not fit {args.model}{written}: is it of another variant, or of "
+            "another number of classes (--num-classes)?"
+        )
+    if not args.dry_run:
+        save_weights(model.state_dict(), args.dst)
+        print(f"written to {args.dst}")
+
+
+def _check_destination(args: argparse.Namespace) -> None:
+    if args.dst is None:
+        raise UserError("give DST, the file to write, or --dry-run")
+    if args.dst.suffix not in SUFFIXES:
+        raise UserError(f"DST must end in {' or '.join(SUFFIXES)}; got {args.dst}")
+    if args.dst.exists() and (args.src.exists() and args.dst.samefile(args.src)):
+        raise UserError(f"DST is SRC ({args.src}): name another file")
+    if args.dst.exists() and not args.force:
+        raise UserError(f"{args.dst} exists: pass --force to overwrite it")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    return run(convert, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
