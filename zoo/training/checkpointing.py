@@ -132,6 +132,9 @@ class AtomicCheckpointHook(CheckpointHook):
         """Settles the folder, and what is kept in it after resuming."""
         super().before_train(runner)
         self.file_backend = _LateRemoval()
+        if is_main_process():
+            for unfinished in Path(self.out_dir).glob(".*.pth.tmp"):
+                unfinished.unlink()
 
     def _save_checkpoint_with_step(self, runner: Any, step: int, meta: dict[str, Any]) -> None:
         kept = []
@@ -139,7 +142,8 @@ class AtomicCheckpointHook(CheckpointHook):
             kept = [*(i for i in self.keep_ckpt_ids if i != step), step]
             self.keep_ckpt_ids.clear()
             self.keep_ckpt_ids.extend(kept)
-            runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+            # With those to be removed below: if that is interrupted, resuming makes up for it.
+            runner.message_hub.update_info("keep_ckpt_ids", kept)
         self.last_ckpt = self._path(step)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         runner.save_checkpoint(

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +74,30 @@ def test_full_disk_during_training_leaves_the_last_good_checkpoint(
     monkeypatch.undo()
     assert [path.name for path in (tmp_path / "run").glob("iter_*")] == ["iter_3.pth"]
     assert train("run", keep_one, resume=True).iter == 18
+
+
+def test_resuming_removes_what_an_interrupted_save_left(train, tmp_path, monkeypatch):
+    keep_two = {"default_hooks.checkpoint.max_keep_ckpts": 2}
+    monkeypatch.setattr(Path, "unlink", _interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train("run", keep_two)
+    monkeypatch.undo()
+    (tmp_path / "run" / ".iter_4.pth.tmp").touch()
+    assert {path.name for path in (tmp_path / "run").glob("*iter_*")} == {
+        ".iter_4.pth.tmp",
+        "iter_1.pth",
+        "iter_2.pth",
+        "iter_3.pth",
+    }
+    train("run", keep_two, resume=True)
+    assert {path.name for path in (tmp_path / "run").glob("*iter_*")} == {
+        "iter_17.pth",
+        "iter_18.pth",
+    }
+
+
+def _interrupt(*args, **kwargs):
+    raise KeyboardInterrupt
 
 
 def test_file_in_place_of_the_folder_is_named(tmp_path):
