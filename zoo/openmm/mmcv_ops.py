@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-from .ops import boxes, deform, info, losses, roi
+from .ops import boxes, deform, info, losses, neighbors, roi, rotated
 
 _NAME = "mmcv._ext"
 _OPERATORS: tuple[Callable, ...] = (
@@ -27,10 +27,20 @@ _OPERATORS: tuple[Callable, ...] = (
     losses.sigmoid_focal_loss_forward,
     losses.softmax_focal_loss_backward,
     losses.softmax_focal_loss_forward,
+    neighbors.carafe_backward,
+    neighbors.carafe_forward,
+    neighbors.carafe_naive_backward,
+    neighbors.carafe_naive_forward,
+    neighbors.masked_col2im_forward,
+    neighbors.masked_im2col_forward,
+    neighbors.psamask_backward,
+    neighbors.psamask_forward,
     roi.roi_align_backward,
     roi.roi_align_forward,
     roi.roi_pool_backward,
     roi.roi_pool_forward,
+    rotated.box_iou_rotated,
+    rotated.nms_rotated,
 )
 
 
