@@ -41,9 +41,14 @@ def build_model(
     if name.endswith(".py"):
         from visattn.zoo.config import load_config
 
-        backbone = load_config(name).model.backbone.to_dict()
-        name = backbone.pop("model_name", backbone.pop("type", None))
-        kwargs = {**backbone, **kwargs}
+        cfg = load_config(name)
+        if cfg.model.type != "ImageClassifier":
+            raise UserError(
+                f"{name} describes a {cfg.model.type}, not an ImageClassifier: give the name of "
+                "its backbone, with --model-kwargs"
+            )
+        backbone = cfg.model.backbone.to_dict()
+        name, kwargs = backbone.pop("model_name"), {**backbone, **kwargs}
     elif not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), 3) or ["see timm.list_models()"]
         raise UserError(f"there is no model {name!r}; near it: {', '.join(near)}")

@@ -161,15 +161,16 @@ def _read_routing(
     """The routing of a layer's input (1, H, W, C)."""
     height, width = x.shape[1:3]
     query, key, _ = layer.project(x).unbind(3)
-    pad_mode = "zero" if layer.pad_mode == "zero" else "mask"
+    op_kwargs = layer._op_kwargs
+    regions = (layer.n_win, layer.n_win)
     return RoutingMap(
         indices=layer.routing(x)[0],
-        grid=region_grid(height, width, (layer.n_win, layer.n_win), pad_mode),
+        grid=region_grid(height, width, regions, op_kwargs["pad_mode"]),
         map_size=(height, width),
         image_size=image_size,
         query=query,
         key=key,
-        op_kwargs={"regions": layer.n_win, "topk": layer.topk, "pad_mode": pad_mode},
+        op_kwargs=op_kwargs,
     )
 
 

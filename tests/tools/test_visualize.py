@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +8,8 @@ from PIL import Image
 from visattn.tools.visualize import build_model, main, resize
 from visattn.zoo.errors import UserError
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+DETECTOR = str(CONFIGS / "detection/biformer/mask-rcnn_biformer-micro_embedded.py")
 KWARGS = {
     "depths": (1, 1, 1, 1),
     "embed_dims": (16, 32, 48, 64),
@@ -46,9 +50,17 @@ def test_takes_a_checkpoint_with_other_classes(tmp_path):
     assert torch.equal(model.stem.conv1.weight, trained.stem.conv1.weight)
 
 
+def test_takes_a_classification_config(image_file, tmp_path, capsys):
+    config = str(CONFIGS / "classification/biformer/biformer-micro_embedded.py")
+    out = str(tmp_path / "routing.png")
+    assert main([config, image_file, "--img-size", "64", "--out", out]) == 0
+    assert "stages.0.blocks.0.attn: region" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([DETECTOR, "{image}"], "describes a MaskRCNN"),
         (["biformer_tinny", "{image}"], "biformer_tinny"),
         (["biformer_tiny", "missing.png"], "missing.png"),
         (["biformer_tiny", "{image}", "--checkpoint", "missing.pth"], "missing.pth"),
