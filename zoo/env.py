@@ -102,11 +102,12 @@ def _describe_device(device: torch.device) -> str:
 
 
 def _amp_dtype(device: torch.device) -> str:
+    """The dtype to autocast to: bfloat16 has the range of float32 and needs no loss scaling."""
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return "float16, with loss scaling (this GPU has no bfloat16)"
-    if device.type == "mps":
-        return "float16, with loss scaling"
-    return "bfloat16"
+        return "float16 with loss scaling, --amp fp16: this GPU has no bfloat16"
+    return (
+        "float16 with loss scaling, --amp fp16" if device.type == "mps" else "bfloat16, --amp bf16"
+    )
 
 
 def _kernels() -> dict[str, str]:
