@@ -1,0 +1,123 @@
+"""The metafiles and the tables made from them."""
+
+import pytest
+import yaml
+
+from visattn.zoo import results
+from visattn.zoo.errors import UserError
+
+README = "# Zoo\n<!-- results:Family -->\nstale\n<!-- /results -->\nend\n"
+
+
+def content(**changes):
+    return {
+        "Collections": [{"Name": "Family"}],
+        "Models": [
+            {
+                "Name": "recipe",
+                "Model": "test_vit",
+                "In Collection": "Family",
+                "Config": "configs/recipe.py",
+                "Metadata": {"Parameters": 371_240, "FLOPs": 38_100_000},
+                "Weights": "none",
+                "Results": [
+                    {
+                        "Task": "Image Classification",
+                        "Dataset": "ImageNet-1k",
+                        "Metrics": {"Top 1 Accuracy": 12.5},
+                        "Source": "paper",
+                    }
+                ],
+            }
+            | changes
+        ],
+    }
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """Makes a repository with one metafile."""
+
+    def make(**changes):
+        configs = tmp_path / "configs"
+        configs.mkdir()
+        (configs / "recipe.py").write_text("")
+        (configs / "metafile.yml").write_text(yaml.safe_dump(content(**changes)))
+        (tmp_path / "README.md").write_text(README)
+        return tmp_path
+
+    return make
+
+
+def run(root, *arguments):
+    return results.main(["--root", str(root), *map(str, arguments)])
+
+
+def test_the_metafiles_of_the_package_are_right():
+    read = results.read_results()
+    assert {"biformer_tiny", "biformer_small", "biformer_base", "biformer_stl"} <= {
+        result.model for result in read
+    }
+    assert results.validate(read) == []
+
+
+def test_write_fills_the_markers_and_check_then_passes(repository, capsys):
+    root = repository()
+    readme = root / "README.md"
+    assert run(root, "--check", readme) == 2
+    assert "out of date" in capsys.readouterr().err and readme.read_text() == README
+    assert run(root, "--write", readme) == 0
+    text = readme.read_text()
+    assert "| `test_vit` | 0.37 M | 0.04 | ImageNet-1k | 12.5 | paper |" in text
+    assert "stale" not in text and text.startswith("# Zoo\n") and text.endswith("-->\nend\n")
+    assert run(root, "--check", readme) == 0
+    assert run(root, "--write", readme) == 0
+    assert readme.read_text() == text
+
+
+def test_metrics_that_only_some_have_are_left_blank(repository):
+    first, *_ = results.read_results(repository())
+    second = first._replace(metrics={"mIoU": 40.1}, source="measured")
+    lines = results.table([first, second]).splitlines()
+    assert "| 12.5 |  | paper |" in lines[2]
+    assert "|  | 40.1 | measured |" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"Config": "configs/gone.py"}, "there is no config configs/gone.py"),
+        ({"Model": "test_vitt"}, "test_vitt: there is no such model"),
+        ({"Metadata": {"Parameters": 7}}, "has 371240 parameters, not 7"),
+        ({"In Collection": "Other"}, "in no collection 'Other'"),
+        ({"Results": [{"Task": "x"}]}, "lacks 'Dataset'"),
+        (
+            {"Results": [{"Task": "x", "Dataset": "y", "Metrics": {}, "Source": "hearsay"}]},
+            "must be one of paper, measured; got 'hearsay'",
+        ),
+    ],
+)
+def test_wrong_metafiles_are_refused(repository, capsys, changes, message):
+    root = repository(**changes)
+    assert run(root, "--write", root / "README.md") == 2
+    assert message in capsys.readouterr().err
+    assert (root / "README.md").read_text() == README
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- results:Famili -->\n<!-- /results -->\n", "names no collection; there are: Family"),
+        ("nothing here", "no table to fill"),
+    ],
+)
+def test_markers_that_cannot_be_filled(repository, text, message):
+    with pytest.raises(UserError, match=message):
+        results.render(text, results.read_results(repository()))
+
+
+def test_broken_yaml_names_the_file(tmp_path):
+    path = tmp_path / "metafile.yml"
+    path.write_text("a: [")
+    with pytest.raises(UserError, match="metafile.yml is no YAML"):
+        results.read_metafile(path)

@@ -1,0 +1,216 @@
+"""The results of the metafiles, checked and as tables: ``python -m visattn.zoo.results``.
+
+``configs/**/metafile.yml`` follow OpenMMLab's schema (``Collections``; ``Models`` with ``Name``,
+``In Collection``, ``Config``, ``Metadata``, ``Results``), with three keys more: each model has
+``Model``, its name with timm, and ``Weights``, a path, address or remark on where they are to be
+had; each result has ``Source``, ``paper`` or ``measured``. They are the only source of the tables
+between ``<!-- results:NAME -->`` and ``<!-- /results -->`` in Markdown files, NAME being a
+collection's.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import yaml
+
+from .. import backbones  # noqa: F401  registers the models
+from .errors import UserError
+from .files import replacing
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("paper", "measured")
+
+_BLOCK = re.compile(r"(<!-- results:(?P<name>[^>]+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+class Result(NamedTuple):
+    """One row of a metafile: a model, and one set of figures of it.
+
+    Attributes:
+        collection: Family, such as ``"BiFormer"``.
+        model: Name with timm.
+        config: Path of the recipe, relative to the repository.
+        parameters: Number of parameters.
+        macs: Multiply-adds of one image (OpenMMLab's ``FLOPs``).
+        task: Such as ``"Image Classification"``.
+        dataset: Such as ``"ImageNet-1k"``.
+        metrics: Values by name.
+        source: ``"paper"`` or ``"measured"``.
+        weights: Where weights are to be had.
+    """
+
+    collection: str
+    model: str
+    config: str
+    parameters: int
+    macs: int | None
+    task: str
+    dataset: str
+    metrics: dict[str, float]
+    source: str
+    weights: str
+
+
+def read_metafile(path: Path) -> list[Result]:
+    """Reads the results of a metafile.
+
+    Raises:
+        UserError: If it is no YAML, or a model lacks a key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+        collections = {entry["Name"] for entry in content["Collections"]}
+        results = [result for entry in content["Models"] for result in _results(entry)]
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} lacks {error} in a model or collection") from error
+    for result in results:
+        if result.collection not in collections:
+            raise UserError(f"{path}: {result.model} is in no collection {result.collection!r}")
+        if result.source not in SOURCES:
+            raise UserError(
+                f"{path}: Source of {result.model} must be one of {', '.join(SOURCES)}; "
+                f"got {result.source!r}"
+            )
+    return results
+
+
+def _results(entry: dict[str, Any]) -> list[Result]:
+    metadata = entry["Metadata"]
+    return [
+        Result(
+            collection=entry["In Collection"],
+            model=entry["Model"],
+            config=entry["Config"],
+            parameters=metadata["Parameters"],
+            macs=metadata.get("FLOPs"),
+            task=result["Task"],
+            dataset=result["Dataset"],
+            metrics=dict(result["Metrics"]),
+            source=result["Source"],
+            weights=entry["Weights"],
+        )
+        for result in entry["Results"]
+    ]
+
+
+def read_results(root: Path = ROOT) -> list[Result]:
+    """Reads every metafile of a repository's configs, in the order of their paths."""
+    paths = sorted((root / "configs").rglob("metafile.yml"))
+    return [result for path in paths for result in read_metafile(path)]
+
+
+def validate(results: Sequence[Result], root: Path = ROOT) -> list[str]:
+    """What the metafiles say that is not so; empty if all is well.
+
+    Checks that configs exist, that models are registered, and that classifiers have as many
+    parameters as said.
+    """
+    problems = []
+    for result in dict.fromkeys(r._replace(metrics=()) for r in results):
+        if not (root / result.config).is_file():
+            problems.append(f"{result.model}: there is no config {result.config}")
+        if not timm.is_model(result.model):
+            problems.append(f"{result.model}: there is no such model")
+        elif result.task == "Image Classification":
+            with torch.device("meta"):
+                model = timm.create_model(result.model)
+            count = sum(parameter.numel() for parameter in model.parameters())
+            if count != result.parameters:
+                problems.append(
+                    f"{result.model}: has {count} parameters, not {result.parameters} as said"
+                )
+    return problems
+
+
+def table(results: Sequence[Result]) -> str:
+    """Results as a Markdown table; one column a metric."""
+    metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
+    head = ["Model", "Parameters", "GMACs", "Data", *metrics, "Source", "Config", "Weights"]
+    right = {"Parameters", "GMACs", *metrics}
+    rows = [head, ["---:" if name in right else "---" for name in head]]
+    for result in results:
+        rows.append(
+            [
+                f"`{result.model}`",
+                f"{result.parameters / 1e6:.2f} M",
+                f"{result.macs / 1e9:.2f}" if result.macs else "",
+                result.dataset,
+                *(str(result.metrics.get(name, "")) for name in metrics),
+                result.source,
+                f"[config]({result.config})",
+                result.weights,
+            ]
+        )
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def render(text: str, results: Sequence[Result]) -> str:
+    """Puts the tables of results between the markers of a text.
+
+    Raises:
+        UserError: If a marker names no collection, or there is no marker.
+    """
+    names = list(dict.fromkeys(result.collection for result in results))
+
+    def fill(match: re.Match[str]) -> str:
+        chosen = [result for result in results if result.collection == match["name"]]
+        if not chosen:
+            raise UserError(
+                f"<!-- results:{match['name']} --> names no collection; there are: "
+                f"{', '.join(names)}"
+            )
+        return f"{match[1]}{table(chosen)}{match[3]}"
+
+    filled, count = _BLOCK.subn(fill, text)
+    if not count:
+        raise UserError(
+            f"no table to fill: put <!-- results:{names[0] if names else 'NAME'} --> and "
+            "<!-- /results --> on lines of their own"
+        )
+    return filled
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    parser = argparse.ArgumentParser(description="Checks metafiles, and fills tables from them.")
+    parser.add_argument("--root", type=Path, default=ROOT, help="repository (default: this one)")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--write", type=Path, metavar="FILE", help="fill the tables of FILE")
+    action.add_argument("--check", type=Path, metavar="FILE", help="fail unless FILE is up to date")
+    args = parser.parse_args(argv)
+    try:
+        results = read_results(args.root)
+        problems = validate(results, args.root)
+        if problems:
+            raise UserError("\n  ".join(["the metafiles are wrong", *problems]))
+        path = args.write or args.check
+        if path is None:
+            print(table(results), end="")
+            return 0
+        if not path.is_file():
+            raise UserError(f"there is no file {path}")
+        text = path.read_text()
+        filled = render(text, results)
+        if args.check and filled != text:
+            raise UserError(
+                f"{path} is out of date: run python -m visattn.zoo.results --write {path}"
+            )
+        if args.write and filled != text:
+            with replacing(path) as temporary:
+                temporary.write_text(filled)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
