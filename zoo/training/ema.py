@@ -63,11 +63,10 @@ class ModelEmaHook(EMAHook):
         wanted = "raw" if runner._resume else self.evaluate
         if is_saved is not None and is_saved != wanted:
             self._swap_ema_state_dict(checkpoint)
-        if runner._resume and is_saved is not None:
+        if is_saved is not None and runner._resume:
             self.ema_model.load_state_dict(checkpoint["ema_state_dict"])
-        elif "state_dict" in checkpoint:
-            self.ema_model.module.load_state_dict(checkpoint["state_dict"])
 
     def _swap_ema_parameters(self) -> None:
-        if self.evaluate == "ema":
+        # Before its first step the average is of nothing, and the model has what is to be tested.
+        if self.evaluate == "ema" and self.ema_model.steps > 0:
             super()._swap_ema_parameters()

@@ -35,15 +35,16 @@ class Runner(MMEngineRunner):
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """Wraps the model for distributed training."""
-        if self.distributed and get_device() == "cpu":
+        """Wraps the model for distributed training; all processes use the first one's buffers."""
+        if self.distributed:
             model_wrapper_cfg = {
                 "type": "MMDistributedDataParallel",
-                "broadcast_buffers": False,
+                "broadcast_buffers": True,
                 "find_unused_parameters": self.cfg.get("find_unused_parameters", False),
                 **(model_wrapper_cfg or {}),
-                "device_ids": None,
             }
+            if get_device() == "cpu":
+                model_wrapper_cfg["device_ids"] = None
         return super().wrap_model(model_wrapper_cfg, model)
 
     @property
