@@ -113,19 +113,20 @@ class BiLevelRoutingAttention(nn.Module):
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
 
     @property
-    def _op_kwargs(self) -> dict[str, Any]:
+    def op_kwargs(self) -> dict[str, Any]:
+        """Geometry that the op is called with."""
         pad_mode = "zero" if self.pad_mode == "zero" else "mask"
         return {"regions": self.n_win, "topk": self.topk, "pad_mode": pad_mode}
 
     def routing(self, x: torch.Tensor) -> torch.Tensor:
         """Region indices (B, P, topk) that the input (B, H, W, C) is routed by."""
         q, k, _ = self.project(x).unbind(3)
-        return route_regions(q, k, **self._op_kwargs)
+        return route_regions(q, k, **self.op_kwargs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]
         q, k, v = self.project(x).unbind(3)
-        out = bilevel_routing_attention(q, k, v, **self._op_kwargs).flatten(3)
+        out = bilevel_routing_attention(q, k, v, **self.op_kwargs).flatten(3)
         if self.lepe is not None:
             out = out + self.lepe(v.flatten(3))
         return self.proj_drop(self.proj(_crop(out, height, width)))

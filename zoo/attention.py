@@ -161,7 +161,7 @@ def _read_routing(
     """The routing of a layer's input (1, H, W, C)."""
     height, width = x.shape[1:3]
     query, key, _ = layer.project(x).unbind(3)
-    op_kwargs = layer._op_kwargs
+    op_kwargs = layer.op_kwargs
     regions = (layer.n_win, layer.n_win)
     return RoutingMap(
         indices=layer.routing(x)[0],
