@@ -290,14 +290,14 @@ def _page(
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(name)}</title><style>{_STYLE}</style></head>"
         "<body><main><header><p class=kicker>visattn &middot; run report</p>"
-        f"<h1>{escape(name)}</h1><p class=remark>{escape(_summary(cfg))}</p></header>"
+        f"<h1>{escape(name)}</h1><p class=remark>{escape(_summary(cfg, model))}</p></header>"
         f"{''.join(sections)}</main></body></html>\n"
     )
 
 
-def _summary(cfg: Config) -> str:
+def _summary(cfg: Config, model: Any) -> str:
     return (
-        f"{cfg.model.backbone.model_name}, trained for {cfg.train_cfg.max_epochs} epochs on "
+        f"{type(model.backbone).__name__}, trained for {cfg.train_cfg.max_epochs} epochs on "
         f"{cfg.train_dataloader.dataset.data_root}, tested on "
         f"{cfg.test_dataloader.dataset.data_root}"
     )
