@@ -50,7 +50,7 @@ def models_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--bench", choices=("inference", "train", "both"), default="both")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the accelerator if any)")
-    parser.add_argument("--batch-size", type=positive, help="default: 8 on the CPU, else 256")
+    parser.add_argument("--batch-size", type=positive, help="default: 4 on the CPU, else 256")
     parser.add_argument("--img-size", type=size, metavar="SIDE[,SIDE]", help="height,width")
     parser.add_argument(
         "--amp", choices=tuple(AMP_DTYPES), help="autocast (default: fp16 on CUDA, else none)"
@@ -90,7 +90,7 @@ def benchmark(argv: Sequence[str]) -> None:
     check_appendable(stem.with_name(stem.name + ".csv"))
     settings = Settings(
         device=device,
-        batch_size=args.batch_size or (8 if on_cpu else 256),
+        batch_size=args.batch_size or (4 if on_cpu else 256),
         img_size=args.img_size,
         amp=args.amp or ("fp16" if device.type == "cuda" else "none"),
         compile=args.compile,

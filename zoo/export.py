@@ -105,15 +105,21 @@ def export_onnx(
         return ops.Mod(self, ops.CastLike(other, self))
 
     table = {torch.ops.aten.remainder.Scalar: remainder} if _only_integers(program) else {}
-    converted = torch.onnx.export(
-        program,
-        dynamo=True,
-        input_names=["images"],
-        output_names=["logits"],
-        opset_version=opset,
-        custom_translation_table=table,
-        verbose=False,
-    )
+    try:
+        converted = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=["images"],
+            output_names=["logits"],
+            opset_version=opset,
+            custom_translation_table=table,
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise ExportError(
+            f"{type(model).__name__} has no translation to ONNX ({_root_cause(error)}); "
+            "try another --opset, or --format torch-export"
+        ) from error
     with replacing(path) as temporary:
         converted.save(temporary)
         session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
@@ -123,6 +129,12 @@ def export_onnx(
             return torch.from_numpy(logits)
 
         return _compare(run, model, shape, tolerance)
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error) or type(error).__name__).strip().splitlines()[0]
 
 
 def _only_integers(program: ExportedProgram) -> bool:
