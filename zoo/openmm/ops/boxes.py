@@ -45,6 +45,11 @@ def bbox_overlaps(
         ious.copy_(_intersections(first, boxes2, offset) / _areas(first, offset))
 
 
+def best_first(scores: Tensor) -> Tensor:
+    """Indices by falling score; equal scores in the order of torch's sort, as mmcv has them."""
+    return scores.sort(0, descending=True).indices
+
+
 def greedy_groups(
     order: Tensor, suppresses: Callable[[Tensor, Tensor], Tensor]
 ) -> list[tuple[int, Tensor]]:
@@ -80,10 +85,10 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         Indices of the kept boxes, best first.
     """
     threshold = float32(iou_threshold)
+    order = best_first(scores)
     if offset == 0:
-        dtype = torch.promote_types(boxes.dtype, scores.dtype)
-        return torchvision.ops.nms(boxes.to(dtype), scores.to(dtype), threshold)
-    order = scores.argsort(descending=True, stable=True)
+        ranks = torch.arange(len(order), 0, -1, device=boxes.device, dtype=boxes.dtype)
+        return order[torchvision.ops.nms(boxes[order], ranks, threshold)]
     groups = greedy_groups(
         order, lambda best, rest: _ious(boxes[best], boxes[rest], offset) > threshold
     )
@@ -101,7 +106,7 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
         For every kept box, best first: its index and those of the boxes it suppressed.
     """
     threshold = float32(iou_threshold)
-    order = dets[:, 4].argsort(descending=True, stable=True)
+    order = best_first(dets[:, 4].contiguous())
     groups = greedy_groups(order, lambda best, rest: _ious(dets[best], dets[rest], 0) >= threshold)
     return [[kept, *suppressed.tolist()] for kept, suppressed in groups]
 
@@ -140,7 +145,8 @@ def softnms(
     score = scores.detach().numpy().astype(dtype)
     kept = []
     while len(left):
-        top = score[left].argmax()
+        # A score that is not a number (of boxes without area) never exceeds another.
+        top = 0 if np.isnan(score[left[0]]) else np.nanargmax(score[left])
         best, left[top] = left[top], left[0]
         kept.append(best)
         left = left[1:]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .boxes import greedy_groups
+from .boxes import best_first, greedy_groups
 from .numeric import float32
 
 _PARALLEL = 1e-14
@@ -127,5 +127,5 @@ def nms_rotated(
         hit = _overlaps(one, others, 0) >= threshold
         return hit & (one[:, 5] == others[:, 5]) if by_label else hit
 
-    groups = greedy_groups(scores.argsort(descending=True, stable=True), suppresses)
+    groups = greedy_groups(best_first(scores), suppresses)
     return torch.tensor([kept for kept, _ in groups], dtype=torch.long, device=dets.device)
