@@ -20,6 +20,32 @@ def _check(input: Tensor, weight: Tensor, group: int, deformable_group: int) -> 
         )
 
 
+def _off_the_map(
+    offset: Tensor,
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+) -> Tensor:
+    """Offsets whose samples lie a pixel or more outside, where mmcv's derivative is 0.
+
+    torchvision has a one-sided derivative at just one pixel, where zero offsets often put samples.
+    """
+    batch, _, rows, columns = offset.shape
+    moved = offset.reshape(batch, -1, *kernel, 2, rows, columns)
+    outside = []
+    for axis, out in ((0, rows), (1, columns)):
+        taps = torch.arange(kernel[axis], device=offset.device) * dilation[axis] - padding[axis]
+        starts = torch.arange(out, device=offset.device) * stride[axis]
+        grid = taps[:, None] + starts
+        grid = grid[:, None, :, None] if axis == 0 else grid[None, :, None, :]
+        at = grid + moved[:, :, :, :, axis]
+        outside.append((at <= -1) | (at >= size[axis]))
+    off = outside[0] | outside[1]
+    return off[:, :, :, :, None].expand_as(moved).reshape(offset.shape)
+
+
 def deform_conv_forward(
     input: Tensor,
     weight: Tensor,
@@ -92,7 +118,8 @@ def deform_conv_backward_input(
         lambda x, o: deform_conv2d(x, o, weight, **conv), (input, offset), grad_output
     )
     grad_input.add_(by_input)
-    grad_offset.copy_(by_offset)
+    off = _off_the_map(offset, input.shape[2:], weight.shape[2:], **conv)
+    grad_offset.copy_(by_offset.masked_fill(off, 0))
 
 
 def deform_conv_backward_parameters(
@@ -199,7 +226,8 @@ def modulated_deform_conv_backward(
     )
     grad_input.add_(by_input)
     grad_weight.add_(by_weight)
-    grad_offset.copy_(by_offset)
+    off = _off_the_map(offset, input.shape[2:], weight.shape[2:], **conv)
+    grad_offset.copy_(by_offset.masked_fill(off, 0))
     grad_mask.copy_(by_mask)
     if with_bias:
         grad_bias.add_(grad_output.sum((0, 2, 3)))
