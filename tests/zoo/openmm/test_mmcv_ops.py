@@ -441,6 +441,17 @@ def test_carafe_sums_weighted_neighborhoods(kernel, groups, scale):
     )
 
 
+def test_offsets_have_no_gradient_where_samples_lie_a_pixel_outside():
+    offset = torch.zeros(1, 18, 4, 4, requires_grad=True)
+    ops.deform_conv2d(
+        torch.rand(1, 1, 4, 4) + 1, offset, torch.ones(1, 1, 3, 3), 1, 1
+    ).sum().backward()
+    corner = offset.grad.view(3, 3, 2, 4, 4)[0, 0]
+    assert not corner[:, 0].any()
+    assert not corner[:, :, 0].any()
+    assert corner[:, 1:, 1:].any()
+
+
 @pytest.mark.parametrize("collect", [True, False])
 @pytest.mark.parametrize("mask", [(3, 5), (7, 9), (2, 4)])
 def test_psa_mask_spreads_each_pixels_mask_over_the_map(collect, mask):

@@ -54,8 +54,7 @@ def roi_align_forward(
     _check_sizes(rois, aligned)
     size, scale = (aligned_height, aligned_width), float32(spatial_scale)
     if pool_mode == _AVERAGE:
-        pooled = torchvision.ops.roi_align(input, rois, size, scale, sampling_ratio, aligned)
-        output.copy_(pooled)
+        output.copy_(_average(input, rois, size, scale, sampling_ratio, aligned))
         return
     for part, ys, xs in _sample_grids(rois, size, scale, sampling_ratio, aligned):
         output[part], argmax_y[part], argmax_x[part] = _largest(input, rois[part, 0], ys, xs)
@@ -79,7 +78,7 @@ def roi_align_backward(
     if pool_mode == _AVERAGE:
         size, scale = (aligned_height, aligned_width), float32(spatial_scale)
         (by_input,) = vjp(
-            lambda x: torchvision.ops.roi_align(x, rois, size, scale, sampling_ratio, aligned),
+            lambda x: _average(x, rois, size, scale, sampling_ratio, aligned),
             (grad_input,),
             grad_output,
         )
@@ -94,6 +93,25 @@ def roi_align_backward(
         share = torch.where(found, weight * grad_output, 0)
         flat.index_add_(0, (start + pixel).flatten(), share.flatten())
     grad_input.add_(flat.view(batch, channels, height, width))
+
+
+def _average(
+    input: Tensor,
+    rois: Tensor,
+    size: tuple[int, int],
+    scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Average pooling ``(N, C, *size)``, differentiable by the input."""
+    if sampling_ratio > 0 or input.dtype != torch.double or not len(rois):
+        return torchvision.ops.roi_align(input, rois, size, scale, sampling_ratio, aligned)
+    # mmcv rounds the size of a bin to single precision before it counts the samples.
+    output = input.new_zeros(len(rois), input.shape[1], *size)
+    for part, ys, xs in _sample_grids(rois, size, scale, sampling_ratio, aligned):
+        values, _, _ = _samples(input, rois[part, 0], ys, xs)
+        output = output.index_copy(0, part, values.sum(-1) / max(1, values.shape[-1]))
+    return output
 
 
 def _sample_grids(
@@ -131,36 +149,31 @@ def _coordinates(start: Tensor, step: Tensor, bins: int, samples: int) -> Tensor
     return start + left + middle * step / samples
 
 
-def _largest(input: Tensor, image: Tensor, ys: Tensor, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest sample of every bin and its coordinates, ``(M, C, bins, bins)`` each."""
+def _samples(input: Tensor, image: Tensor, ys: Tensor, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bilinear samples of every bin ``(M, C, bins, bins, S)`` and their coordinates, without C."""
     m, rows, samples_y = ys.shape
     columns, samples_x = xs.shape[1:]
     channels, height, width = input.shape[1:]
     y = ys[:, :, None, :, None].expand(m, rows, columns, samples_y, samples_x).flatten(3)
     x = xs[:, None, :, None, :].expand(m, rows, columns, samples_y, samples_x).flatten(3)
-    shape = (m, channels, rows, columns)
-    if not y.shape[3]:
-        return (
-            input.new_full(shape, _LOWEST_MAX),
-            input.new_full(shape, -1),
-            input.new_full(shape, -1),
-        )
     planes = input.flatten(2)[image.long()]
-    values = input.new_zeros((*shape, y.shape[3]))
+    values = input.new_zeros(m, channels, *y.shape[1:])
     for pixel, weight in _corners(y, x, height, width):
         index = pixel.flatten(1)[:, None].expand(-1, channels, -1)
-        values += planes.gather(2, index).view_as(values) * weight[:, None]
-    values = torch.where(values > _LOWEST_MAX, values, _LOWEST_MAX)
-    value, place = values.max(-1)
+        values = values + planes.gather(2, index).view_as(values) * weight[:, None]
+    return values, y, x
+
+
+def _largest(input: Tensor, image: Tensor, ys: Tensor, xs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest sample of every bin and its coordinates, ``(M, C, bins, bins)`` each."""
+    values, y, x = _samples(input, image, ys, xs)
+    if not values.shape[-1]:
+        empty = values.new_full(values.shape[:-1], -1)
+        return torch.full_like(empty, _LOWEST_MAX), empty, empty
+    value, place = torch.where(values > _LOWEST_MAX, values, _LOWEST_MAX).max(-1)
     found = value > _LOWEST_MAX
-    at = [
-        c[:, None]
-        .expand_as(values)
-        .gather(-1, place[..., None])[..., 0]
-        .where(found, c.new_tensor(-1))
-        for c in (y, x)
-    ]
-    return value, *at
+    at = (c[:, None].expand_as(values).gather(-1, place[..., None])[..., 0] for c in (y, x))
+    return value, *(torch.where(found, c, -1) for c in at)
 
 
 def _corners(y: Tensor, x: Tensor, height: int, width: int) -> Iterator[tuple[Tensor, Tensor]]:
