@@ -15,6 +15,7 @@ from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 from ..checkpoint import CheckpointError, compare, load_checkpoint
+from ..data.checks import check_dataset
 from ..data.classification import require_folder
 from ..errors import ConfigError
 
@@ -53,8 +54,12 @@ class Runner(MMEngineRunner):
         return self.model.module if is_model_wrapper(self.model) else self.model
 
     def build_train_loop(self, loop: Any) -> Any:
-        """Builds the training loop and checks its data against the model."""
-        return self._checked(super().build_train_loop(loop))
+        """Builds the training loop and checks its data and labels against the model."""
+        loop = self._checked(super().build_train_loop(loop))
+        report = check_dataset(loop.dataloader.dataset, self.cfg.model)
+        for warning in report.warnings if report else ():
+            self.logger.warning(warning)
+        return loop
 
     def build_val_loop(self, loop: Any) -> Any:
         """Builds the validation loop and checks its data against the model."""
