@@ -1,7 +1,7 @@
 """Measures speed, memory and multiply-adds of models, side by side.
 
 python tools/benchmark.py biformer_tiny --against timm/resnet50 timm/swin_tiny_patch4_window7_224
-python tools/benchmark.py biformer_small --bench infer --device cuda --amp bf16 --compile
+python tools/benchmark.py biformer_small --bench inference --device cuda --amp bf16 --compile
 """
 
 import argparse
