@@ -72,9 +72,7 @@ def export_torch(
     """
     with replacing(path) as temporary:
         torch.export.save(program, temporary)
-        # The guards of the trace are about special cases that it does not have; what it computes
-        # at other sizes is compared instead.
-        module = torch.export.load(temporary).module(check_guards=False)
+        module = torch.export.load(temporary).module()
         return _compare(module, model, shape, tolerance)
 
 

@@ -115,10 +115,14 @@ class Tokens(NamedTuple):
 
 def _tokens(regions: torch.Tensor, grid: Grid) -> Tokens:
     """Lists the tokens of regions side by side: (..., n) indices to (..., n * tokens)."""
-    length = grid.height * grid.width
+    area = grid.height * grid.width
+    # An export would specialise on regions of one token: a second one, outside the map, avoids it.
+    length = area if isinstance(area, int) else torch.sym_max(area, 2)
     step = torch.arange(regions.shape[-1] * length, device=regions.device)
     region, token = regions[..., step // length], step % length
     top, left = region // grid.columns * grid.height, region % grid.columns * grid.width
+    if not isinstance(area, int):
+        top = top.masked_fill(token >= area, torch.iinfo(torch.int32).max)
     return Tokens(top + token // grid.width, left + token % grid.width, top, left)
 
 

@@ -103,7 +103,7 @@ def test_checkpoint_is_exported(tmp_path):
     arguments = ["export_tiny", "--checkpoint", str(weights), "--out", str(out)]
     assert export.main(arguments) == 0
     x = torch.randn(1, 3, 57, 49)
-    actual = torch.export.load(out).module(check_guards=False)(x)
+    actual = torch.export.load(out).module()(x)
     torch.testing.assert_close(actual, model(x))
 
 
