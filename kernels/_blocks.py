@@ -1,0 +1,217 @@
+"""What the fused CPU kernels are built of: products, softmax and layout changes on small blocks.
+
+Blocks are floats in scratch memory that stays in the cache, with rows padded to whole vectors.
+Tensors of any supported dtype and stride are brought there and back by the functions that take
+``dtype``, one of ``DTYPE_CODES``. Addresses and strides are in bytes; see ``_simd``.
+"""
+
+import numpy as np
+import torch
+
+from ._jit import inline, jit
+from ._simd import (
+    LANES,
+    ROWS,
+    broadcast,
+    exp,
+    lanes_below,
+    load,
+    load_as_float,
+    load_transposed,
+    maximum,
+    multiply_tile,
+    reduce_add,
+    reduce_max,
+    select,
+    store,
+    store_as,
+    store_transposed,
+)
+
+__all__ = [
+    "DTYPE_CODES",
+    "add",
+    "clear",
+    "copy_in",
+    "copy_in_transposed",
+    "copy_out",
+    "copy_out_transposed",
+    "multiply",
+    "padded",
+    "softmax",
+]
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+@inline
+def padded(count):
+    """Next multiple of 16."""
+    return (count + LANES - 1) // LANES * LANES
+
+
+@jit
+def multiply(rows, vectors, depth, a, a_row, a_step, b, b_step, c, c_row, scale, accumulate):
+    """Matrix product of ``rows`` x ``depth`` by ``depth`` x ``16 vectors``.
+
+    ``C = scale * A B``, or ``C += scale * A B`` where ``accumulate``. Element (i, k) of A is at
+    ``a + i a_row + k a_step``; row k of B at ``b + k b_step`` and row i of C at ``c + i c_row``,
+    both contiguous and readable to whole vectors.
+    """
+    for j in range(0, vectors, 2):
+        wide = min(vectors - j, 2)
+        right, i = b + 64 * j, 0
+        while i < rows:
+            count = _even_share(rows - i)
+            left, out = a + i * a_row, c + i * c_row + 64 * j
+            multiply_tile(
+                count,
+                wide,
+                depth,
+                left,
+                a_row,
+                a_step,
+                right,
+                b_step,
+                out,
+                c_row,
+                scale,
+                accumulate,
+            )
+            i += count
+
+
+@inline
+def _even_share(rows):
+    """Rows of the next tile, so that the last one is not a sliver."""
+    tiles = (rows + ROWS - 1) // ROWS
+    return (rows + tiles - 1) // tiles
+
+
+@inline
+def read(dtype, address, count):
+    """The first ``count`` of 16 elements of a dtype known at run time, as floats."""
+    if dtype == 0:
+        return load_as_float(0, address, count)
+    if dtype == 1:
+        return load_as_float(1, address, count)
+    return load_as_float(2, address, count)
+
+
+@inline
+def write(dtype, address, value, count):
+    """Writes the first ``count`` lanes in a dtype known at run time."""
+    if dtype == 0:
+        store_as(0, address, value, count)
+    elif dtype == 1:
+        store_as(1, address, value, count)
+    else:
+        store_as(2, address, value, count)
+
+
+@jit
+def copy_in(dtype, source, source_row, rows, columns, target, target_row):
+    """Copies ``rows`` x ``columns`` elements to floats; rows are filled up with zeros to 16s."""
+    size = 4 if dtype == 0 else 2
+    for i in range(rows):
+        for j in range(0, columns, LANES):
+            value = read(dtype, source + i * source_row + j * size, columns - j)
+            store(target + i * target_row + 4 * j, value)
+
+
+@jit
+def copy_out(dtype, source, source_row, rows, columns, target, target_row):
+    """Copies ``rows`` x ``columns`` floats to elements."""
+    size = 4 if dtype == 0 else 2
+    for i in range(rows):
+        for j in range(0, columns, LANES):
+            value = load(source + i * source_row + 4 * j)
+            write(dtype, target + i * target_row + j * size, value, columns - j)
+
+
+@jit
+def copy_in_transposed(dtype, source, source_row, rows, columns, target, target_row):
+    """Copies ``rows`` x ``columns`` elements to ``columns`` x ``rows`` floats.
+
+    The target has both sides filled up with zeros to 16s.
+    """
+    size = 4 if dtype == 0 else 2
+    for i in range(0, rows, LANES):
+        for j in range(0, columns, LANES):
+            block = source + i * source_row + j * size
+            place = target + j * target_row + 4 * i
+            if dtype == 0:
+                load_transposed(0, block, source_row, rows - i, columns - j, place, target_row)
+            elif dtype == 1:
+                load_transposed(1, block, source_row, rows - i, columns - j, place, target_row)
+            else:
+                load_transposed(2, block, source_row, rows - i, columns - j, place, target_row)
+
+
+@jit
+def copy_out_transposed(dtype, source, source_row, rows, columns, target, target_row):
+    """Copies ``columns`` x ``rows`` floats to ``rows`` x ``columns`` elements.
+
+    The source has both sides readable to 16s.
+    """
+    size = 4 if dtype == 0 else 2
+    for i in range(0, rows, LANES):
+        for j in range(0, columns, LANES):
+            block = source + j * source_row + 4 * i
+            place = target + i * target_row + j * size
+            if dtype == 0:
+                store_transposed(0, block, source_row, place, target_row, rows - i, columns - j)
+            elif dtype == 1:
+                store_transposed(1, block, source_row, place, target_row, rows - i, columns - j)
+            else:
+                store_transposed(2, block, source_row, place, target_row, rows - i, columns - j)
+
+
+@jit
+def clear(target, count):
+    """Writes zeros to ``count`` floats, a multiple of 16."""
+    zero = broadcast(np.float32(0))
+    for i in range(0, count, LANES):
+        store(target + 4 * i, zero)
+
+
+@jit
+def add(source, source_row, rows, columns, target, target_row):
+    """Adds a block of floats to another; columns are a multiple of 16."""
+    for i in range(rows):
+        for j in range(0, columns, LANES):
+            place = target + i * target_row + 4 * j
+            store(place, load(place) + load(source + i * source_row + 4 * j))
+
+
+@jit
+def softmax(x, columns):
+    """Turns a row of logits into unnormalised probabilities, with zeros beyond ``columns``.
+
+    Returns:
+        The row's maximum, which the exponents are relative to, and the sum of the exponentials. A
+        row of -inf gives zeros, with sum 0.
+    """
+    whole = columns // LANES * LANES
+    low = broadcast(np.float32(-np.inf))
+    top = low
+    for j in range(0, whole, LANES):
+        top = maximum(top, load(x + 4 * j))
+    rest = lanes_below(columns - whole)
+    if whole < columns:
+        top = maximum(top, select(rest, load(x + 4 * whole), low))
+    largest = reduce_max(top)
+    if largest == np.float32(-np.inf):
+        clear(x, padded(columns))
+        return largest, np.float32(0)
+    shift = broadcast(largest)
+    total = broadcast(np.float32(0))
+    for j in range(0, whole, LANES):
+        value = exp(load(x + 4 * j) - shift)
+        total = total + value
+        store(x + 4 * j, value)
+    if whole < columns:
+        value = select(rest, exp(load(x + 4 * whole) - shift), broadcast(np.float32(0)))
+        total = total + value
+        store(x + 4 * whole, value)
+    return largest, reduce_add(total)

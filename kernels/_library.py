@@ -1,0 +1,59 @@
+"""Registration of fused operators with torch, in one place and one way.
+
+Registered operators are opaque to ``torch.compile`` and ``torch.export``, which see their fake
+implementation instead; the public functions of each op's ``__init__`` call them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["register_operator"]
+
+NAMESPACE = "visattn"
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def register_operator(
+    schema: str,
+    implementation: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., None] | None = None,
+) -> Callable[..., Any]:
+    """Registers ``visattn::<schema>`` for all devices.
+
+    Args:
+        schema: torch's schema, such as ``"add(Tensor x, Tensor y) -> Tensor"``.
+        implementation: What runs; never called for gradients.
+        fake: Shapes, strides and dtypes of the results, as ``torch.library.register_fake`` wants.
+        backward: Gradient, as ``torch.library.register_autograd`` wants, itself made of operators.
+            Without one, differentiating raises: a gradient's own gradient needs the reference.
+        setup_context: Saves what ``backward`` needs.
+
+    Returns:
+        The operator.
+    """
+    name = schema.partition("(")[0]
+    qualified = f"{NAMESPACE}::{name}"
+    _library.define(schema)
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(qualified, fake, lib=_library)
+    torch.library.register_autograd(
+        qualified,
+        backward or _refuse(name),
+        setup_context=setup_context,
+        lib=_library,
+    )
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _refuse(name: str) -> Callable[..., Any]:
+    def backward(*args: Any) -> Any:
+        raise RuntimeError(
+            f"{name} has no gradient of its own; for second derivatives run the op with "
+            'impl="reference", or under visattn.kernels.use_impl("reference")'
+        )
+
+    return backward

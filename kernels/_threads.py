@@ -1,0 +1,71 @@
+"""Work on all of torch's threads for kernels that release the interpreter lock.
+
+A pool of our own, not OpenMP's: a process forked after an OpenMP region cannot enter another one,
+and data loaders fork. Threads are made when first needed and made anew in a forked child.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+__all__ = ["parallel_for"]
+
+CHUNKS_PER_THREAD = 4
+
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+
+
+def parallel_for(kernel: Callable[..., None], tasks: int, *args: Any, min_chunk: int = 1) -> None:
+    """Calls ``kernel(begin, end, *args)`` on ranges that together are ``range(tasks)``.
+
+    The ranges are a few for each of ``torch.get_num_threads()`` threads, which take them as they
+    get free; which thread takes which is left open, so a kernel must not let results depend on it.
+
+    Args:
+        kernel: Function that releases the interpreter lock (``numba.njit(nogil=True)``).
+        tasks: Number of tasks; none is fine.
+        *args: Further arguments.
+        min_chunk: Fewest tasks worth a call of their own.
+    """
+    if tasks == 0:
+        return
+    threads = min(torch.get_num_threads(), (tasks + min_chunk - 1) // min_chunk)
+    if threads == 1:
+        kernel(0, tasks, *args)
+        return
+    chunk = max(-(-tasks // (threads * CHUNKS_PER_THREAD)), min_chunk)
+    starts = iter(range(0, tasks, chunk))
+
+    def work() -> None:
+        for start in starts:
+            kernel(start, min(start + chunk, tasks), *args)
+
+    pool = _get_pool(threads - 1)
+    others = [pool.submit(work) for _ in range(threads - 1)]
+    try:
+        work()
+    finally:
+        # Nobody may return while a thread still writes to the caller's tensors.
+        errors = [other.exception() for other in others]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+def _get_pool(size: int) -> ThreadPoolExecutor:
+    global _pool, _pool_size
+    if _pool is None or _pool_size < size:
+        _pool, _pool_size = ThreadPoolExecutor(size, "visattn"), size
+    return _pool
+
+
+def _forget_pool() -> None:
+    global _pool, _pool_size
+    _pool, _pool_size = None, 0
+
+
+os.register_at_fork(after_in_child=_forget_pool)

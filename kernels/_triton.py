@@ -1,0 +1,76 @@
+"""Launching Triton kernels, and recording launches so that they can be compiled without a GPU."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+__all__ = ["INTERPRETED", "Launch", "dot", "dot_precision", "launch", "record_launches"]
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"))
+
+
+class Launch(NamedTuple):
+    """One launch of a kernel: what it was called with."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+
+_record: list[Launch] | None = None
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 2, **arguments: Any
+) -> None:
+    """Runs a kernel on the device of its tensors; an empty grid is no launch.
+
+    Args:
+        kernel: ``triton.jit`` function.
+        grid: Programs along each axis.
+        num_warps: Warps of a program.
+        num_stages: Depth of software pipelines.
+        **arguments: The kernel's arguments, constants included, by name.
+    """
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    if _record is not None:
+        _record.append(Launch(kernel, grid, arguments, options))
+    elif 0 not in grid:
+        tensor = next(a for a in arguments.values() if isinstance(a, torch.Tensor))
+        with torch.accelerator.device_index(tensor.get_device() if tensor.is_cuda else None):
+            kernel[grid](**arguments, **options)
+
+
+@contextmanager
+def record_launches() -> Iterator[list[Launch]]:
+    """Collects launches instead of running them, so that tensors may be on the meta device."""
+    global _record
+    before, _record = _record, []
+    try:
+        yield _record
+    finally:
+        _record = before
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """How ``tl.dot`` multiplies: fp32 in three tf32 products unless torch is told that one will do.
+
+    Three products on tensor cores are as exact as fp32 to rounding, and several times faster.
+    """
+    if dtype != torch.float32:
+        return "ieee"
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+@triton.jit
+def dot(a, b, PRECISION: tl.constexpr):
+    """``tl.dot`` with fp32 sums; the interpreter, which has no bf16 product, multiplies in fp32."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision=PRECISION)
