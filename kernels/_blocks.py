@@ -14,6 +14,7 @@ from ._simd import (
     ROWS,
     broadcast,
     exp,
+    fma,
     lanes_below,
     load,
     load_as_float,
@@ -36,9 +37,15 @@ __all__ = [
     "copy_in_transposed",
     "copy_out",
     "copy_out_transposed",
+    "exponentials",
+    "inner_product",
     "multiply",
     "padded",
+    "read",
+    "scale_row",
     "softmax",
+    "softmax_gradient",
+    "write",
 ]
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -215,3 +222,38 @@ def softmax(x, columns):
         total = total + value
         store(x + 4 * whole, value)
     return largest, reduce_add(total)
+
+
+@jit
+def exponentials(x, columns, shift):
+    """Turns a row of logits into ``exp(x - shift)``, with zeros beyond ``columns``."""
+    offset = broadcast(np.float32(shift))
+    zero = broadcast(np.float32(0))
+    for j in range(0, columns, LANES):
+        value = exp(load(x + 4 * j) - offset)
+        store(x + 4 * j, select(lanes_below(columns - j), value, zero))
+
+
+@jit
+def scale_row(x, columns, factor):
+    """Multiplies a row of floats, a multiple of 16 of them, by a number."""
+    factors = broadcast(np.float32(factor))
+    for j in range(0, columns, LANES):
+        store(x + 4 * j, load(x + 4 * j) * factors)
+
+
+@jit
+def inner_product(x, y, columns):
+    """Inner product of two rows of floats, a multiple of 16 of them."""
+    total = broadcast(np.float32(0))
+    for j in range(0, columns, LANES):
+        total = fma(load(x + 4 * j), load(y + 4 * j), total)
+    return reduce_add(total)
+
+
+@jit
+def softmax_gradient(p, dp, columns, delta):
+    """Turns ``dp`` into the gradient ``p * (dp - delta)`` of a row's logits."""
+    shift = broadcast(np.float32(delta))
+    for j in range(0, columns, LANES):
+        store(dp + 4 * j, load(p + 4 * j) * (load(dp + 4 * j) - shift))
