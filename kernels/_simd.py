@@ -21,6 +21,7 @@ __all__ = [
     "broadcast",
     "exp",
     "fma",
+    "gather_transposed",
     "get",
     "get_int",
     "lanes_below",
@@ -580,3 +581,26 @@ def store_transposed(typingctx, dtype, source, source_row, target, target_row, r
         return context.get_dummy_value()
 
     return types.void(dtype, *[types.int64] * 6), codegen
+
+
+@intrinsic(prefer_literal=True)
+def gather_transposed(typingctx, dtype, table, shift, columns, target, target_row):
+    """Writes the transpose of 16 rows of at most 16 elements as 16 x 16 floats.
+
+    Row i starts ``shift`` bytes behind the address (64 bits) at ``table + 8 i``. ``dtype`` is a
+    literal code of ``load_as_float``. Elements beyond ``columns`` are not read and count as zeros.
+    """
+
+    def codegen(context, builder, signature, args):
+        _, table, shift, columns, target, target_row = args
+        integer = ir.IntType(64)
+        block = []
+        for i in range(LANES):
+            row = _load(builder, builder.add(table, ir.Constant(integer, 8 * i)), integer, 8)
+            row = builder.add(row, shift)
+            block.append(_load_converted(builder, dtype.literal_value, row, columns))
+        for i, row in enumerate(_transposed(builder, block)):
+            _store(builder, row, _offset(builder, target, target_row, i), 4)
+        return context.get_dummy_value()
+
+    return types.void(dtype, *[types.int64] * 5), codegen
