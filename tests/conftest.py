@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+# Triton kernels run on the CPU; read when triton and the kernels are imported.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # mmengine keeps the state of a run under its name, which must not occur twice.
 _run_numbers = itertools.count()

@@ -1,0 +1,97 @@
+"""What the tests of all kernels share."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+EPSILON = {torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+
+
+def gradients(
+    function: Callable[..., torch.Tensor], inputs: dict[str, torch.Tensor | None]
+) -> dict[str, torch.Tensor]:
+    """The output of a function of named tensors, and its gradients for a fixed cotangent."""
+    leaves = {
+        name: x if x is None or not x.is_floating_point() else x.detach().clone().requires_grad_()
+        for name, x in inputs.items()
+    }
+    out = function(**leaves)
+    generator = torch.Generator().manual_seed(1)
+    cotangent = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    wanted = {n: x for n, x in leaves.items() if x is not None and x.requires_grad}
+    grads = torch.autograd.grad(out, list(wanted.values()), cotangent.to(out.dtype))
+    return {"out": out.detach(), **dict(zip(wanted, grads, strict=True))}
+
+
+def assert_as_exact_as_reference(
+    function: Callable[..., torch.Tensor],
+    inputs: dict[str, torch.Tensor | None],
+    impl: str,
+    factor: float = 3.0,
+) -> None:
+    """Asserts that an implementation's output and gradients are near those in float64.
+
+    Near is ``factor`` times what plain torch errs in the same dtype, and the rounding of a result.
+
+    Args:
+        function: The op, a function of ``impl`` and the named inputs.
+        inputs: Tensors, or None.
+        impl: Implementation.
+        factor: Times the reference's error.
+    """
+
+    def run(impl: str, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+        cast = {
+            n: x if x is None or dtype is None or not x.is_floating_point() else x.to(dtype)
+            for n, x in inputs.items()
+        }
+        return gradients(lambda **leaves: function(impl=impl, **leaves), cast)
+
+    exact, reference = run("reference", torch.float64), run("reference")
+    with poisoned_memory():
+        fused = run(impl)
+    for name, wanted in exact.items():
+        assert fused[name].dtype == reference[name].dtype, name
+        assert fused[name].shape == wanted.shape, name
+        if wanted.numel() == 0:
+            continue
+        error = (fused[name].double() - wanted).abs().max().item()
+        usual = (reference[name].double() - wanted).abs().max().item()
+        rounding = 4 * EPSILON[fused[name].dtype] * wanted.abs().max().item()
+        assert error <= factor * usual + rounding, (
+            f"{name}: error {error:.3g}, plain torch's {usual:.3g}, rounding {rounding:.3g}"
+        )
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fills what ``torch.empty``, ``Tensor.new_empty`` and ``numpy.empty`` return with NaN.
+
+    What a kernel leaves unwritten, or reads before it has written it, shows.
+    """
+    numpy_empty = np.empty
+
+    def empty(*args, **kwargs):
+        array = numpy_empty(*args, **kwargs)
+        if array.dtype.kind == "f":
+            array.fill(np.nan)
+        return array
+
+    def poison(function):
+        def poisoned(*args, **kwargs):
+            tensor = function(*args, **kwargs)
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
+            return tensor
+
+        return poisoned
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", poison(torch.empty))
+        patch.setattr(torch, "empty_like", poison(torch.empty_like))
+        patch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+        patch.setattr(np, "empty", empty)
+        yield
