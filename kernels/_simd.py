@@ -20,6 +20,7 @@ __all__ = [
     "ROWS",
     "broadcast",
     "exp",
+    "exp2",
     "fma",
     "gather_transposed",
     "get",
@@ -654,3 +655,30 @@ def keep(typingctx, array):
         return context.get_dummy_value()
 
     return types.void(array), codegen
+
+
+@intrinsic
+def exp2(typingctx, x):
+    """2 to the power of lanes below 127; relative error below 2e-7; 0 far below -126."""
+
+    def codegen(context, builder, signature, args):
+        # 2 ** (n + f), the fraction by a polynomial on [-0.5, 0.5]. Adding 1.5 * 2 ** 23 + 127
+        # rounds to a whole number and leaves n + 127, the exponent's bits, in the lowest bits.
+        low = builder.fcmp_ordered("<", args[0], _constant(-127.0))
+        x = builder.select(low, _constant(-127.0), args[0])
+        rounded = builder.fadd(x, _constant(12582912.0 + 127))
+        f = builder.fsub(x, builder.fsub(rounded, _constant(12582912.0 + 127)))
+        p = _constant(1.5345812004e-4)
+        for c in (
+            1.3399931219e-3,
+            9.6184889571e-3,
+            5.5503287770e-2,
+            2.4022646891e-1,
+            6.9314720574e-1,
+            1.0,
+        ):
+            p = _fma(builder, p, f, _constant(c))
+        power = builder.shl(builder.bitcast(rounded, _INTS), ir.Constant(_INTS, [23] * LANES))
+        return builder.fmul(p, builder.bitcast(power, _VECTOR))
+
+    return vector(vector), codegen
