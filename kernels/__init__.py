@@ -1,5 +1,8 @@
 """Maths on tensors: one folder an op; nothing here knows a model."""
 
+from .agent_attention import AgentBias, agent_attention
 from .bilevel_routing_attention import bilevel_routing_attention, route_regions
+from .dispatch import use_impl
+from .window_attention import window_attention
 
-__all__ = ["bilevel_routing_attention", "route_regions"]
+__all__ = ["AgentBias", "agent_attention", "bilevel_routing_attention", "route_regions", "use_impl", "window_attention"]

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 
@@ -34,7 +33,8 @@ def assert_as_exact_as_reference(
 ) -> None:
     """Asserts that an implementation's output and gradients are near those in float64.
 
-    Near is ``factor`` times what plain torch errs in the same dtype, and the rounding of a result.
+    Near is ``factor`` times what plain torch errs in the same dtype, and the rounding of a result,
+    or of its terms, which are of order 1 for the usual random inputs.
 
     Args:
         function: The op, a function of ``impl`` and the named inputs.
@@ -60,7 +60,7 @@ def assert_as_exact_as_reference(
             continue
         error = (fused[name].double() - wanted).abs().max().item()
         usual = (reference[name].double() - wanted).abs().max().item()
-        rounding = 4 * EPSILON[fused[name].dtype] * wanted.abs().max().item()
+        rounding = 4 * EPSILON[fused[name].dtype] * max(wanted.abs().max().item(), 1.0)
         assert error <= factor * usual + rounding, (
             f"{name}: error {error:.3g}, plain torch's {usual:.3g}, rounding {rounding:.3g}"
         )
@@ -68,17 +68,10 @@ def assert_as_exact_as_reference(
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Fills what ``torch.empty``, ``Tensor.new_empty`` and ``numpy.empty`` return with NaN.
+    """Fills what ``torch.empty``, ``torch.empty_like`` and ``Tensor.new_empty`` return with NaN.
 
     What a kernel leaves unwritten, or reads before it has written it, shows.
     """
-    numpy_empty = np.empty
-
-    def empty(*args, **kwargs):
-        array = numpy_empty(*args, **kwargs)
-        if array.dtype.kind == "f":
-            array.fill(np.nan)
-        return array
 
     def poison(function):
         def poisoned(*args, **kwargs):
@@ -93,5 +86,4 @@ def poisoned_memory() -> Iterator[None]:
         patch.setattr(torch, "empty", poison(torch.empty))
         patch.setattr(torch, "empty_like", poison(torch.empty_like))
         patch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
-        patch.setattr(np, "empty", empty)
         yield

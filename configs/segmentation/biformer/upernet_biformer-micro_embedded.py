@@ -18,18 +18,18 @@ model = dict(
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="TimmOptimWrapperConstructor",
-    optimizer=dict(type="adamw", lr=1e-3, weight_decay=0.05),
+    optimizer=dict(type="adamw", lr=2e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = dict(
     type="WarmupCosineLR",
-    T_max=20,
-    warmup=1,
+    T_max=30,
+    warmup=2,
     warmup_lr=1e-5,
     min_lr=1e-5,
     convert_to_iter_based=True,
 )
-train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=20, val_interval=5)
+train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=30, val_interval=10)
 val_cfg = dict()
 test_cfg = dict()
 
