@@ -20,7 +20,7 @@ from .._blocks import (
     softmax_gradient,
 )
 from .._jit import inline, jit
-from .._simd import LANES, get, load, put, store
+from .._simd import LANES, get, keep, load, put, store
 from .._threads import parallel_for
 
 ONE = np.float32(1)
@@ -258,6 +258,7 @@ def _forward_windows(begin, end, geometry, scale, q, k, v, bias, out, lse):
                 put(lse + 4 * place, largest + np.log(total))
         multiply(tokens, deep // LANES, tokens, at_s, s_row, 4, at_v, row, at_q, row, ONE, False)
         _scatter(out, batch, head, top, left, geometry, at_q, row)
+    keep(scratch)
 
 
 @jit
@@ -321,3 +322,4 @@ def _backward_windows(
             _scatter(dq, batch, head, top, left, geometry, at_x, row)
             multiply(tokens, vectors, tokens, at_s, 4, s_row, at_q, row, at_x, row, scale, False)
             _scatter(dk, batch, head, top, left, geometry, at_x, row)
+    keep(scratch)
