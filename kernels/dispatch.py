@@ -117,7 +117,7 @@ def triton_can_run(*tensors: torch.Tensor | None) -> Capability:
 def cast_for_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Casts floating tensors to autocast's dtype where it is on, as torch's matmul does."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t.dtype != torch.float64 else t for t in tensors)
