@@ -20,7 +20,7 @@ from .._blocks import (
     softmax_gradient,
 )
 from .._jit import inline, jit
-from .._simd import LANES, get, keep, load, put, store
+from .._simd import LANES, get, keep, put, store
 from .._threads import parallel_for
 
 ONE = np.float32(1)
@@ -68,7 +68,6 @@ def backward(grad, q, k, v, bias, out, lse, window, shift, scale):
         _layout(k),
         _layout(v),
         _bias_layout(bias),
-        _layout(out),
         lse.data_ptr(),
         _layout(grad),
         _layout(dq),
@@ -108,34 +107,49 @@ def _bias_layout(bias):
 
 
 @inline
-def _origin(position, size, offset, length):
-    """Row of the map at a row of the shifted, filled-up map, likewise columns; -1 for padding."""
-    whole = (length + size - 1) // size * size
-    source = (position + offset) % whole
-    return source if source < length else -1
+def _plan(window, geometry, origins):
+    """Where the tokens of a window are on the map.
+
+    Writes the row of the map of each row of the window, then the column of each column; -1 beyond
+    the border.
+
+    Returns:
+        Batch, and whether the tokens are of more than one region.
+    """
+    _, height, width, _, _, rows, columns, shift_y, shift_x = geometry
+    down, across = (height + rows - 1) // rows, (width + columns - 1) // columns
+    batch, index = divmod(window, down * across)
+    top, left = index // across * rows + shift_y, index % across * columns + shift_x
+    for i in range(rows):
+        y = top + i
+        y = y - down * rows if y >= down * rows else y
+        origins[i] = y if y < height else -1
+    for j in range(columns):
+        x = left + j
+        x = x - across * columns if x >= across * columns else x
+        origins[rows + j] = x if x < width else -1
+    return batch, top + rows > height or left + columns > width
 
 
 @inline
-def _run(position, count, size, offset, length):
-    """Column of the map at a position, and how many of the next ``count`` follow it on the map."""
-    x = _origin(position, size, offset, length)
+def _run(origins, j, end):
+    """How many columns from ``j`` on lie side by side on the map."""
     run = 1
-    while run < count and x >= 0 and _origin(position + run, size, offset, length) == x + run:
+    while j + run < end and origins[j + run] == origins[j] + run:
         run += 1
-    return x, run
+    return run
 
 
 @jit
-def _gather(layout, batch, head, top, left, geometry, target, target_row):
+def _gather(layout, batch, head, origins, geometry, target, target_row):
     """Copies the tokens (tokens, dim) of a window to floats; padding is zeros."""
     dtype, address, by_batch, by_row, by_column, by_head = layout
-    _, height, width, _, dim, rows, columns, shift_y, shift_x = geometry
+    _, _, _, _, dim, rows, columns, _, _ = geometry
     address += batch * by_batch + head * by_head
     for i in range(rows):
-        y = _origin(top + i, rows, shift_y, height)
-        j = 0
+        y, j = origins[i], 0
         while j < columns:
-            x, run = _run(left + j, columns - j, columns, shift_x, width)
+            x, run = origins[rows + j], _run(origins, rows + j, rows + columns)
             place = target + (i * columns + j) * target_row
             if y < 0 or x < 0:
                 clear(place, run * target_row // 4)
@@ -146,180 +160,161 @@ def _gather(layout, batch, head, top, left, geometry, target, target_row):
 
 
 @jit
-def _scatter(layout, batch, head, top, left, geometry, source, source_row):
+def _scatter(layout, batch, head, origins, geometry, source, source_row):
     """Copies floats (tokens, dim) to the tokens of a window; padding is dropped."""
     dtype, address, by_batch, by_row, by_column, by_head = layout
-    _, height, width, _, dim, rows, columns, shift_y, shift_x = geometry
+    _, _, _, _, dim, rows, columns, _, _ = geometry
     address += batch * by_batch + head * by_head
     for i in range(rows):
-        y = _origin(top + i, rows, shift_y, height)
-        j = 0
+        y, j = origins[i], 0
         while j < columns:
-            x, run = _run(left + j, columns - j, columns, shift_x, width)
+            x, run = origins[rows + j], _run(origins, rows + j, rows + columns)
             if y >= 0 and x >= 0:
                 place = address + y * by_row + x * by_column
-                source_at = source + (i * columns + j) * source_row
-                copy_out(dtype, source_at, source_row, run, dim, place, by_column)
+                token = source + (i * columns + j) * source_row
+                copy_out(dtype, token, source_row, run, dim, place, by_column)
             j += run
 
 
-@jit
-def _penalties(top, left, geometry, labels, penalties, row):
-    """Labels the regions of a window's tokens and writes, for each label, what it may not see.
+@inline
+def _region(y, x, geometry):
+    """Number of a token's region: tokens wrapped from an opposite border are of another one.
 
-    Tokens wrapped from the opposite border and those that were not are different regions, padding
-    is one, too. Row i of ``penalties`` is added to the logits of queries of region i: -inf for keys
-    of other regions.
-
-    Returns:
-        Whether the window has more than one region.
+    Padding is of region 4.
     """
-    _, height, width, _, _, rows, columns, shift_y, shift_x = geometry
-    first, mixed = np.float32(-1), False
-    for i in range(rows):
-        y = _origin(top + i, rows, shift_y, height)
-        for j in range(columns):
-            x = _origin(left + j, columns, shift_x, width)
-            label = np.float32((2 if y < shift_y else 0) + (1 if x < shift_x else 0))
-            if y < 0 or x < 0:
-                label = np.float32(4)
-            put(labels + 4 * (i * columns + j), label)
-            first = label if first < 0 else first
-            mixed = mixed or label != first
-    if mixed:
-        for label in range(5):
-            for token in range(rows * columns):
-                seen = get(labels + 4 * token) == np.float32(label)
-                put(
-                    penalties + label * row + 4 * token,
-                    np.float32(0) if seen else np.float32(-np.inf),
-                )
-    return mixed
+    if y < 0 or x < 0:
+        return 4
+    return (2 if y < geometry[7] else 0) + (1 if x < geometry[8] else 0)
 
 
 @jit
-def _logits(bias, head, mixed, labels, penalties, tokens, s, row):
-    """Adds the bias and the penalties to the logits (tokens, tokens) of a window."""
+def _penalties(origins, geometry, penalties, row):
+    """Writes what is added to the logits of each region: -inf for keys of other regions."""
+    rows, columns = geometry[5], geometry[6]
+    for i in range(rows):
+        for j in range(columns):
+            region = _region(origins[i], origins[rows + j], geometry)
+            for other in range(5):
+                seen = np.float32(0) if other == region else np.float32(-np.inf)
+                put(penalties + other * row + 4 * (i * columns + j), seen)
+
+
+@jit
+def _logits(q, k, scale, bias, head, origins, geometry, mixed, penalties, s, row):
+    """Logits (tokens, tokens) of a window from its queries and transposed keys."""
     dtype, address, by_head, by_row = bias
-    size = 4 if dtype == 0 else 2
+    _, _, _, _, dim, rows, columns, _, _ = geometry
+    tokens, size = rows * columns, 4 if dtype == 0 else 2
     if address != 0:
         for i in range(tokens):
             source = address + head * by_head + i * by_row
             for j in range(0, tokens, LANES):
-                place = s + i * row + 4 * j
-                store(place, load(place) + read(dtype, source + j * size, tokens - j))
+                store(s + i * row + 4 * j, read(dtype, source + j * size, tokens - j))
+    vectors, q_row = row // 64, 4 * padded(dim)
+    multiply(tokens, vectors, dim, q, q_row, 4, k, row, s, row, scale, address != 0)
     if mixed:
-        for i in range(tokens):
-            label = int(get(labels + 4 * i))
-            add(penalties + label * row, row, 1, row // 4, s + i * row, row)
-
-
-@inline
-def _place(window, geometry):
-    """Batch, and first row and column on the shifted map, of a window."""
-    _, height, width, _, _, rows, columns, _, _ = geometry
-    across = (width + columns - 1) // columns
-    down = (height + rows - 1) // rows
-    batch, index = divmod(window, down * across)
-    return batch, index // across * rows, index % across * columns
+        for i in range(rows):
+            for j in range(columns):
+                region = _region(origins[i], origins[rows + j], geometry)
+                place = s + (i * columns + j) * row
+                add(penalties + region * row, row, 1, row // 4, place, row)
 
 
 @jit
 def _forward_windows(begin, end, geometry, scale, q, k, v, bias, out, lse):
-    _, height, width, heads, dim, rows, columns, shift_y, shift_x = geometry
+    _, height, width, heads, dim, rows, columns, _, _ = geometry
     tokens = rows * columns
     wide, deep = padded(tokens), padded(dim)
-    scratch = np.empty(3 * tokens * deep + deep * wide + (tokens + 6) * wide, np.float32)
+    scratch = np.empty(3 * tokens * deep + deep * wide + (tokens + 5) * wide, np.float32)
+    origins = np.empty(rows + columns, np.int64)
     at_q = scratch.ctypes.data
     at_k = at_q + 4 * tokens * deep
     at_v = at_k + 4 * tokens * deep
     at_kt = at_v + 4 * tokens * deep
     at_s = at_kt + 4 * deep * wide
-    labels = at_s + 4 * tokens * wide
-    penalties = labels + 4 * wide
+    penalties = at_s + 4 * tokens * wide
     row, s_row = 4 * deep, 4 * wide
+    batch, mixed, planned = 0, False, -1
     for task in range(begin, end):
         window, head = divmod(task, heads)
-        batch, top, left = _place(window, geometry)
-        _gather(q, batch, head, top, left, geometry, at_q, row)
-        _gather(k, batch, head, top, left, geometry, at_k, row)
-        _gather(v, batch, head, top, left, geometry, at_v, row)
+        if window != planned:
+            batch, mixed = _plan(window, geometry, origins)
+            if mixed:
+                _penalties(origins, geometry, penalties, s_row)
+            planned = window
+        _gather(q, batch, head, origins, geometry, at_q, row)
+        _gather(k, batch, head, origins, geometry, at_k, row)
+        _gather(v, batch, head, origins, geometry, at_v, row)
         copy_in_transposed(0, at_k, row, tokens, dim, at_kt, s_row)
-        multiply(tokens, wide // LANES, dim, at_q, row, 4, at_kt, s_row, at_s, s_row, scale, False)
-        mixed = _penalties(top, left, geometry, labels, penalties, s_row)
-        _logits(bias, head, mixed, labels, penalties, tokens, at_s, s_row)
-        for i in range(tokens):
-            largest, total = softmax(at_s + i * s_row, tokens)
-            scale_row(at_s + i * s_row, wide, np.float32(1) / total)
-            y = _origin(top + i // columns, rows, shift_y, height)
-            x = _origin(left + i % columns, columns, shift_x, width)
-            if y >= 0 and x >= 0:
-                place = ((batch * heads + head) * height + y) * width + x
-                put(lse + 4 * place, largest + np.log(total))
+        _logits(at_q, at_kt, scale, bias, head, origins, geometry, mixed, penalties, at_s, s_row)
+        for i in range(rows):
+            for j in range(columns):
+                place = at_s + (i * columns + j) * s_row
+                largest, total = softmax(place, tokens)
+                scale_row(place, wide, ONE / total)
+                y, x = origins[i], origins[rows + j]
+                if y >= 0 and x >= 0:
+                    at = ((batch * heads + head) * height + y) * width + x
+                    put(lse + 4 * at, largest + np.log(total))
         multiply(tokens, deep // LANES, tokens, at_s, s_row, 4, at_v, row, at_q, row, ONE, False)
-        _scatter(out, batch, head, top, left, geometry, at_q, row)
+        _scatter(out, batch, head, origins, geometry, at_q, row)
     keep(scratch)
 
 
 @jit
 def _backward_windows(
-    begin, end, groups, geometry, scale, q, k, v, bias, out, lse, grad, dq, dk, dv, sums
+    begin, end, groups, geometry, scale, q, k, v, bias, lse, grad, dq, dk, dv, sums
 ):
-    batches, height, width, heads, dim, rows, columns, shift_y, shift_x = geometry
+    batches, height, width, heads, dim, rows, columns, _, _ = geometry
     tokens = rows * columns
     wide, deep = padded(tokens), padded(dim)
-    scratch = np.empty(7 * tokens * deep + deep * wide + (2 * tokens + 6) * wide, np.float32)
+    scratch = np.empty(6 * tokens * deep + deep * wide + (2 * tokens + 5) * wide, np.float32)
+    origins = np.empty(rows + columns, np.int64)
     size = 4 * tokens * deep
     at_q = scratch.ctypes.data
-    at_k, at_v, at_out, at_grad = at_q + size, at_q + 2 * size, at_q + 3 * size, at_q + 4 * size
-    at_x = at_q + 5 * size
-    at_t = at_q + 6 * size
+    at_k, at_v, at_grad, at_x = at_q + size, at_q + 2 * size, at_q + 3 * size, at_q + 4 * size
+    at_t = at_q + 5 * size
     at_p = at_t + 4 * deep * wide
     at_s = at_p + 4 * tokens * wide
-    labels = at_s + 4 * tokens * wide
-    penalties = labels + 4 * wide
+    penalties = at_s + 4 * tokens * wide
     row, s_row, vectors = 4 * deep, 4 * wide, deep // LANES
-    down, across = (height + rows - 1) // rows, (width + columns - 1) // columns
-    windows = batches * down * across
+    windows = batches * ((height + rows - 1) // rows) * ((width + columns - 1) // columns)
     for task in range(begin, end):
         group, head = divmod(task, heads)
         total = sums + task * tokens * s_row
         for window in range(group * windows // groups, (group + 1) * windows // groups):
-            batch, top, left = _place(window, geometry)
-            _gather(q, batch, head, top, left, geometry, at_q, row)
-            _gather(k, batch, head, top, left, geometry, at_k, row)
-            _gather(v, batch, head, top, left, geometry, at_v, row)
-            _gather(out, batch, head, top, left, geometry, at_out, row)
-            _gather(grad, batch, head, top, left, geometry, at_grad, row)
+            batch, mixed = _plan(window, geometry, origins)
+            if mixed:
+                _penalties(origins, geometry, penalties, s_row)
+            _gather(q, batch, head, origins, geometry, at_q, row)
+            _gather(k, batch, head, origins, geometry, at_k, row)
+            _gather(v, batch, head, origins, geometry, at_v, row)
+            _gather(grad, batch, head, origins, geometry, at_grad, row)
 
             copy_in_transposed(0, at_k, row, tokens, dim, at_t, s_row)
-            multiply(
-                tokens, wide // LANES, dim, at_q, row, 4, at_t, s_row, at_p, s_row, scale, False
-            )
-            mixed = _penalties(top, left, geometry, labels, penalties, s_row)
-            _logits(bias, head, mixed, labels, penalties, tokens, at_p, s_row)
+            _logits(at_q, at_t, scale, bias, head, origins, geometry, mixed, penalties, at_p, s_row)
             copy_in_transposed(0, at_v, row, tokens, dim, at_t, s_row)
             multiply(
                 tokens, wide // LANES, dim, at_grad, row, 4, at_t, s_row, at_s, s_row, ONE, False
             )
-            for i in range(tokens):
-                y = _origin(top + i // columns, rows, shift_y, height)
-                x = _origin(left + i % columns, columns, shift_x, width)
-                if y < 0 or x < 0:
-                    clear(at_p + i * s_row, wide)
-                    clear(at_s + i * s_row, wide)
-                    continue
-                place = ((batch * heads + head) * height + y) * width + x
-                exponentials(at_p + i * s_row, tokens, get(lse + 4 * place))
-                delta = inner_product(at_grad + i * row, at_out + i * row, deep)
-                softmax_gradient(at_p + i * s_row, at_s + i * s_row, wide, delta)
+            for i in range(rows):
+                for j in range(columns):
+                    p, ds = at_p + (i * columns + j) * s_row, at_s + (i * columns + j) * s_row
+                    y, x = origins[i], origins[rows + j]
+                    if y < 0 or x < 0:
+                        clear(p, wide)
+                        clear(ds, wide)
+                        continue
+                    at = ((batch * heads + head) * height + y) * width + x
+                    exponentials(p, tokens, get(lse + 4 * at))
+                    softmax_gradient(p, ds, wide, inner_product(p, ds, wide))
             if bias[1] != 0:
                 add(at_s, s_row, tokens, wide, total, s_row)
 
             multiply(tokens, vectors, tokens, at_p, 4, s_row, at_grad, row, at_x, row, ONE, False)
-            _scatter(dv, batch, head, top, left, geometry, at_x, row)
+            _scatter(dv, batch, head, origins, geometry, at_x, row)
             multiply(tokens, vectors, tokens, at_s, s_row, 4, at_k, row, at_x, row, scale, False)
-            _scatter(dq, batch, head, top, left, geometry, at_x, row)
+            _scatter(dq, batch, head, origins, geometry, at_x, row)
             multiply(tokens, vectors, tokens, at_s, 4, s_row, at_q, row, at_x, row, scale, False)
-            _scatter(dk, batch, head, top, left, geometry, at_x, row)
+            _scatter(dk, batch, head, origins, geometry, at_x, row)
     keep(scratch)

@@ -94,7 +94,7 @@ def window_attention_fwd_kernel(
 
 @triton.jit
 def _load_gradient(p_grad, p_out, p_lse, i_b, y, x, i_h, i_d, H, W, HEADS, m_q, D: tl.constexpr):
-    """Output gradients [T, BD], log-sum-exp [T], and inner products of outputs and gradients [T]."""
+    """Output gradients [T, BD], log-sum-exp [T], inner products of outputs and gradients [T]."""
     s_x = HEADS * D
     b_grad = _load(p_grad, i_b, y, x, i_h, i_d, H * W * s_x, W * s_x, s_x, D, m_q, D)
     b_out = _load(p_out, i_b, y, x, i_h, i_d, H * W * s_x, W * s_x, s_x, D, m_q, D)
