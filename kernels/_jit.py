@@ -3,13 +3,16 @@
 import hashlib
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core.caching import FunctionCache
+from numba.core.ccallback import CFunc
+from numba.core.typing import Signature
 
-__all__ = ["inline", "jit"]
+__all__ = ["c_function", "inline", "jit"]
 
 inline = numba.njit(inline="always")
 """Compiles a function into its callers."""
@@ -23,30 +26,47 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     that are compiled into it. Where no folder for the cache can be written, there is none.
     """
     dispatcher = numba.njit(nogil=True)(function)
+    _remember(dispatcher, function)
+    return dispatcher
+
+
+def c_function(signature: Signature) -> Callable[[Callable[..., Any]], CFunc]:
+    """Compiles a function to be called through its ``address``, with a cache like that of ``jit``.
+
+    Numba compiles what a function calls once more into each caller; large code, such as register
+    tiles of many sizes, is better called through a pointer.
+    """
+
+    def decorate(function: Callable[..., Any]) -> CFunc:
+        compiled = CFunc(function, (signature.args, signature.return_type), {}, {})
+        _remember(compiled, function)
+        compiled.compile()
+        return compiled
+
+    return decorate
+
+
+def _remember(compiled: Any, function: Callable[..., Any]) -> None:
     try:
-        dispatcher._cache = _Cache(function)
+        compiled._cache = _Cache(function)
     except RuntimeError as error:
         warnings.warn(
             f"kernels are compiled anew in every process ({error}): set NUMBA_CACHE_DIR to a "
             "folder that can be written",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return dispatcher
 
 
 class _Cache(FunctionCache):
     def __init__(self, function: Callable[..., Any]):
         super().__init__(function)
-        self._cache_file._source_stamp = (self._cache_file._source_stamp, _building_blocks())
+        digest = _digest(Path(function.__code__.co_filename).parent)
+        self._cache_file._source_stamp = (self._cache_file._source_stamp, digest)
 
 
-def _building_blocks() -> str:
-    global _digest
-    if _digest is None:
-        folder = Path(__file__).parent
-        sources = (folder / name for name in ("_jit.py", "_simd.py", "_blocks.py"))
-        _digest = hashlib.sha256(b"".join(map(Path.read_bytes, sources))).hexdigest()
-    return _digest
-
-
-_digest: str | None = None
+@cache
+def _digest(folder: Path) -> str:
+    """Digest of what code in a folder may be made of: private modules there, and the shared."""
+    folders = (Path(__file__).parent, folder)
+    sources = sorted({source for place in folders for source in place.glob("_[a-z]*.py")})
+    return hashlib.sha256(b"".join(map(Path.read_bytes, sources))).hexdigest()
