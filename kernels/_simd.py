@@ -35,6 +35,7 @@ __all__ = [
     "log",
     "maximum",
     "multiply_tile",
+    "prefetch",
     "put",
     "reduce_add",
     "reduce_max",
@@ -682,3 +683,18 @@ def exp2(typingctx, x):
         return builder.fmul(p, builder.bitcast(power, _VECTOR))
 
     return vector(vector), codegen
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Begins to bring the line at an address to the second-level cache; any address will do."""
+
+    def codegen(context, builder, signature, args):
+        arguments = [
+            _pointer(builder, args[0], ir.IntType(8)),
+            *(ir.Constant(_I32, value) for value in (0, 2, 1)),  # to read; second level; data
+        ]
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
