@@ -5,4 +5,11 @@ from .bilevel_routing_attention import bilevel_routing_attention, route_regions
 from .dispatch import use_impl
 from .window_attention import window_attention
 
-__all__ = ["AgentBias", "agent_attention", "bilevel_routing_attention", "route_regions", "use_impl", "window_attention"]
+__all__ = [
+    "AgentBias",
+    "agent_attention",
+    "bilevel_routing_attention",
+    "route_regions",
+    "use_impl",
+    "window_attention",
+]
