@@ -353,9 +353,10 @@ def _check_timm_model(node: dict[str, Any], where: str, scope: str) -> None:
         raise ConfigError(
             f"unknown key {match[2]!r} of {name} ({where}){nearest(match[2], known | wrapper)}"
         ) from error
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, ValueError, AssertionError) as error:
         # Some constructors compute with values, which the meta device has none of.
-        return
+        if "meta" not in str(error):
+            raise ConfigError(f"cannot build {where} ({name}): {error}") from error
 
 
 def _check_timm_optimizer(node: dict[str, Any], where: str) -> None:

@@ -103,6 +103,12 @@ def test_overrides_of_nothing_raise(key, message):
         load_config(MICRO, {key: 1})
 
 
+def test_models_that_cannot_be_built_are_refused(variant):
+    path = variant("model = dict(backbone=dict(num_heads_last=3))")
+    with pytest.raises(ConfigError, match="cannot build model.backbone.*divisible by num_heads 3"):
+        load_config(path)
+
+
 def test_override_of_a_type_brings_its_own_keys():
     cfg = load_config(
         MICRO, {"optim_wrapper.dtype": "bfloat16", "optim_wrapper.type": "AutocastOptimWrapper"}
