@@ -23,13 +23,13 @@ optim_wrapper = dict(
 )
 param_scheduler = dict(
     type="WarmupCosineLR",
-    T_max=20,
+    T_max=14,
     warmup=1,
     warmup_lr=1e-5,
     min_lr=1e-5,
     convert_to_iter_based=True,
 )
-train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=20, val_interval=5)
+train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=14, val_interval=7)
 val_cfg = dict()
 test_cfg = dict()
 
