@@ -6,7 +6,6 @@ Works on a core installation, and imports none of the optional packages but rich
 import os
 import pkgutil
 import platform
-from importlib import import_module
 from importlib.machinery import PathFinder
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
@@ -14,6 +13,9 @@ from typing import NamedTuple
 
 import torch
 from packaging.requirements import Requirement
+
+from .. import kernels
+from ..kernels import dispatch
 
 __all__ = ["Part", "choices", "installed_parts"]
 
@@ -89,7 +91,7 @@ def choices() -> dict[str, str]:
         "device": _describe_device(device),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} processors",
         "mixed precision": _amp_dtype(device),
-        **{f"kernel {op}": implementation for op, implementation in _kernels().items()},
+        **{f"kernel {op}": implementation for op, implementation in _kernels(device).items()},
         "mmcv operators": _mmcv_operators(),
     }
 
@@ -110,11 +112,20 @@ def _amp_dtype(device: torch.device) -> str:
     )
 
 
-def _kernels() -> dict[str, str]:
-    """The implementation of every op: the definition in torch is the one that runs anywhere."""
-    kernels = import_module("..kernels", __package__)
+def _kernels(device: torch.device) -> dict[str, str]:
+    """The implementation that every op would take for float32 tensors on a device."""
+    x = torch.empty(0, device=device)
+    candidates = {
+        "triton": lambda: dispatch.triton_can_run(x),
+        "cpu": lambda: dispatch.cpu_can_run(x),
+    }
+    described = {
+        "reference": "reference (plain torch)",
+        "cpu": "cpu (Numba)",
+        "triton": "triton, or natten where an op has it and it can run",
+    }
     return {
-        module.name: "reference (plain torch)"
+        module.name: described[dispatch.choose(module.name, None, candidates)]
         for module in pkgutil.iter_modules(kernels.__path__)
         if module.ispkg
     }

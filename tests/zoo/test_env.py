@@ -5,6 +5,7 @@ import textwrap
 import pytest
 import torch
 
+from visattn.kernels import use_impl
 from visattn.zoo import env
 
 OPTIONAL = ("mmengine", "mmcv", "mmdet", "mmseg", "diffusers", "natten", "numba", "triton")
@@ -99,3 +100,9 @@ def test_imports_nothing_optional():
         assert not imported, imported
         """
     )
+
+
+def test_kernels_are_what_dispatch_takes():
+    assert env.choices()["kernel window_attention"].startswith("cpu")
+    with use_impl("reference"):
+        assert env.choices()["kernel window_attention"].startswith("reference")
