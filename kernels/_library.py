@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["register_operator"]
+__all__ = ["implementations", "register_operator"]
 
 NAMESPACE = "visattn"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+implementations: dict[str, Callable[..., Any]] = {}
+"""What runs of each operator, by qualified name."""
 
 
 def register_operator(
@@ -37,6 +40,7 @@ def register_operator(
     """
     name = schema.partition("(")[0]
     qualified = f"{NAMESPACE}::{name}"
+    implementations[qualified] = implementation
     _library.define(schema)
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)

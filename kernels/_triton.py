@@ -61,9 +61,10 @@ def record_launches() -> Iterator[list[Launch]]:
 def dot_precision(dtype: torch.dtype) -> str:
     """How ``tl.dot`` multiplies: fp32 in three tf32 products unless torch is told that one will do.
 
-    Three products on tensor cores are as exact as fp32 to rounding, and several times faster.
+    Three products on tensor cores are as exact as fp32 to rounding, and several times faster. AMD's
+    matrix cores multiply in fp32 itself.
     """
-    if dtype != torch.float32:
+    if dtype != torch.float32 or torch.version.hip:
         return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 

@@ -33,7 +33,8 @@ Capability = tuple[bool, str]
 _log = logging.getLogger("visattn.kernels")
 _has_numba = find_spec("numba") is not None
 _has_triton = find_spec("triton") is not None
-_interprets_triton = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+interprets_triton = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+TRITON_DEVICE = "cpu" if interprets_triton else "cuda"
 _default = os.environ.get("VISATTN_IMPL", "auto")
 _announced: set[tuple[str, str]] = set()
 
@@ -92,7 +93,7 @@ def choose(op: str, impl: str | None, candidates: Mapping[str, Callable[[], Capa
     for name, can_run in candidates.items():
         ok, reason = can_run()
         # Interpreted Triton is for tests: asked for by name only.
-        if ok and not (name == "triton" and _interprets_triton):
+        if ok and not (name == "triton" and interprets_triton):
             _announce(op, name, reasons)
             return name
         reasons.append(f"{name}: {reason}")
@@ -111,7 +112,7 @@ def triton_can_run(*tensors: torch.Tensor | None) -> Capability:
     """Whether Triton takes these tensors; CPU tensors only under ``TRITON_INTERPRET=1``."""
     if not _has_triton:
         return False, "triton is not installed: pip install triton"
-    return _are(tensors, "cpu" if _interprets_triton else "cuda")
+    return _are(tensors, TRITON_DEVICE)
 
 
 def cast_for_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -1,7 +1,8 @@
-"""Measures speed, memory and multiply-adds of models, side by side.
+"""Measures speed, memory and multiply-adds of models, side by side; or speed of the kernels.
 
 python tools/benchmark.py biformer_tiny --against timm/resnet50 timm/swin_tiny_patch4_window7_224
 python tools/benchmark.py biformer_small --bench inference --device cuda --amp bf16 --compile
+python tools/benchmark.py kernels window_attention --case swin_tiny --forward
 """
 
 import argparse
@@ -13,8 +14,16 @@ import torch
 from timm.utils import ParseKwargs
 
 from visattn.tools._cli import run
+from visattn.zoo.benchmark import kernel_report, kernels
+from visattn.zoo.benchmark.cases import OPS, select_cases
 from visattn.zoo.benchmark.models import BENCHES, benchmark_models
-from visattn.zoo.benchmark.report import append_rows, check_appendable, plot, print_tables
+from visattn.zoo.benchmark.report import (
+    append_rows,
+    check_appendable,
+    output_stem,
+    plot,
+    print_tables,
+)
 from visattn.zoo.benchmark.subject import AMP_DTYPES, Settings
 from visattn.zoo.errors import UserError
 
@@ -86,7 +95,7 @@ def benchmark(argv: Sequence[str]) -> None:
     on_cpu = device.type == "cpu"
     if args.threads:
         torch.set_num_threads(args.threads)
-    stem = args.out.with_suffix("") if args.out.suffix in (".csv", ".jsonl", ".png") else args.out
+    stem = output_stem(args.out)
     check_appendable(stem.with_name(stem.name + ".csv"))
     settings = Settings(
         device=device,
@@ -123,6 +132,91 @@ def benchmark(argv: Sequence[str]) -> None:
         raise UserError("\n  ".join(["not all models could be measured", *failed]))
 
 
+def kernels_parser() -> argparse.ArgumentParser:
+    """The command line for kernels."""
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py kernels",
+        description="Measures each implementation of the ops, and what else computes them, at the "
+        "shapes of the zoo's models. What gives a wrong result is not timed.",
+    )
+    parser.add_argument("ops", nargs="*", metavar="OP", help=f"{', '.join(OPS)} (default: all)")
+    parser.add_argument("--case", default="", metavar="TEXT", help="only cases named like this")
+    parser.add_argument(
+        "--impl",
+        nargs="+",
+        metavar="NAME",
+        help="only these implementations and peers (default: all that can run)",
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--forward", action="store_true", help="only the forward pass")
+    which.add_argument("--backward", action="store_true", help="only forward and backward pass")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the accelerator if any)")
+    parser.add_argument(
+        "--dtype", choices=tuple(kernels.DTYPES), help="default: fp32 on the CPU, else fp16"
+    )
+    parser.add_argument("--batch-size", type=positive, help="default: 8 on the CPU, else 64")
+    parser.add_argument("--rounds", type=positive, default=10, help="turns of all contestants")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="seconds of timed calls of each contestant, about; one call is the least (default: 1)",
+    )
+    parser.add_argument("--threads", type=positive, help="threads on the CPU")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dirs/benchmark-kernels"),
+        metavar="FILE",
+        help="FILE.csv and FILE.jsonl are appended to, FILE.png is drawn (default: %(default)s)",
+    )
+    return parser
+
+
+def benchmark_kernels(argv: Sequence[str]) -> None:
+    """Measures kernels; raises if an implementation or peer gave a wrong result."""
+    args = kernels_parser().parse_args(argv)
+    cases = select_cases(args.ops, args.case)
+    known = {name for case in cases for name in (*case.implementations, *case.peers)}
+    for name in args.impl or ():
+        if name not in known:
+            raise UserError(f"no such contestant: {name}; there are {', '.join(sorted(known))}")
+    device = _device(args.device)
+    on_cpu = device.type == "cpu"
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    stem = output_stem(args.out)
+    check_appendable(stem.with_name(stem.name + ".csv"), kernels.COLUMNS)
+    rows = kernels.benchmark_kernels(
+        cases,
+        kernels.Settings(
+            device=device,
+            dtype=args.dtype or ("fp32" if on_cpu else "fp16"),
+            batch_size=args.batch_size or (8 if on_cpu else 64),
+            rounds=args.rounds,
+            seconds=args.seconds,
+        ),
+        ("forward",) if args.forward else ("both",) if args.backward else kernels.PASSES,
+        only=args.impl,
+        say=lambda message: print(message, file=sys.stderr),
+    )
+    kernel_report.print_tables(rows)
+    written = append_rows(rows, stem, kernels.COLUMNS)
+    try:
+        kernel_report.plot(rows, stem.with_name(stem.name + ".png"))
+        written.append(stem.with_name(stem.name + ".png"))
+    except UserError as error:
+        print(f"no plot: {error}", file=sys.stderr)
+    print(f"written to {', '.join(map(str, written))}")
+    wrong = [
+        f"{row['op']}, {row['case']}, {row['contestant']}: {row['error']}"
+        for row in rows
+        if row["error"] and row["error"].startswith("wrong")
+    ]
+    if wrong:
+        raise UserError("\n  ".join(["not all results are right", *wrong]))
+
+
 def _device(name: str | None) -> torch.device:
     if name is None:
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -135,7 +229,10 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"models": benchmark}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "models": benchmark,
+    "kernels": benchmark_kernels,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

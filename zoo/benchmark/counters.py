@@ -11,6 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from ...kernels import use_impl
+
 aten = torch.ops.aten
 
 
@@ -41,15 +43,17 @@ def count_parameters(model: nn.Module) -> int:
 def count_macs(model: nn.Module, images: torch.Tensor) -> int:
     """Multiply-adds of one inference: products of matrices, convolutions, attention and norms.
 
-    Attention is counted in any spelling, also as ``scaled_dot_product_attention``. Norms are
-    counted as fvcore does; activations, softmax, pooling and additions are not.
+    Attention is counted in any spelling, also as ``scaled_dot_product_attention``, and the ops of
+    ``visattn.kernels`` by their definitions. Norms are counted as fvcore does; activations,
+    softmax, pooling and additions are not.
 
     Args:
         model: Model, in eval mode.
         images: Input, (B, C, H, W); one image for figures as papers give them.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_NORMS)
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), counter:
+    math = sdpa_kernel(SDPBackend.MATH)
+    with torch.inference_mode(), math, use_impl("reference"), counter:
         model(images)
     return counter.get_total_flops() // 2
 

@@ -1,20 +1,14 @@
 """Benchmarks of whole models: one row a model."""
 
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 
 from ..errors import UserError
 from ..models import Size, model_name
 from .counters import peak_memory
+from .environment import describe_device, describe_software
 from .subject import NotFiniteError, Settings, Subject, describe_error
 from .timing import percentiles, time_side_by_side
 
@@ -59,45 +53,12 @@ COLUMNS = (
 def environment(settings: Settings) -> Row:
     """The columns that say where and how rows were measured."""
     return {
-        "device": settings.device.type,
-        "device_name": _device_name(settings.device),
-        "threads": torch.get_num_threads(),
+        **describe_device(settings.device),
         "amp": settings.amp,
         "compile": settings.compile,
         "channels_last": settings.channels_last,
-        **{package: _version(package) for package in ("torch", "timm", "triton", "visattn")},
-        "commit": _commit(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **describe_software(("torch", "timm", "triton", "visattn")),
     }
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu" and os.path.exists("/proc/cpuinfo"):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Short hash of the checked-out package, with a plus sign if it has changes."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def benchmark_models(

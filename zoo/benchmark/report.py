@@ -28,6 +28,11 @@ def check_appendable(path: Path, columns: Sequence[str] = COLUMNS) -> None:
         raise UserError(f"{path} has other columns; pass another --out, or move it away")
 
 
+def output_stem(out: Path) -> Path:
+    """What is given as ``--out``, without the suffix of one of the files written."""
+    return out.with_suffix("") if out.suffix in (".csv", ".jsonl", ".png") else out
+
+
 def append_rows(rows: Sequence[Row], stem: Path, columns: Sequence[str] = COLUMNS) -> list[Path]:
     """Appends rows to ``stem.csv`` and ``stem.jsonl``, and returns these paths."""
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -88,9 +93,14 @@ def print_tables(rows: Sequence[Row], baseline: str | None) -> None:
         f"timm {where['timm']}; speed is that of the median step, peak memory is beyond the "
         "model, its optimiser and the input\n"
     )
+    for table in tables(rows, baseline):
+        print_table(*table)
+
+
+def print_table(title: str, head: list[str], body: list[list[str]]) -> None:
+    """Prints a table whose first column is text, by rich if it is installed."""
     show = _print_rich if find_spec("rich") else _print_plain
-    for title, head, body in tables(rows, baseline):
-        show(title, head, body)
+    show(title, head, body)
 
 
 def _print_plain(title: str, head: list[str], body: list[list]) -> None:

@@ -1,5 +1,6 @@
 """Timing several things side by side on a machine whose speed drifts."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -67,6 +68,7 @@ def time_side_by_side(
     iters: int,
     min_time: float,
     rounds: int = 5,
+    max_time: float = math.inf,
     on_error: Callable[[str, Exception], None] | None = None,
 ) -> dict[str, list[float]]:
     """Times steps in turns, so that a drift of the machine's speed meets all of them alike.
@@ -78,6 +80,8 @@ def time_side_by_side(
         iters: Timed calls of each, at least.
         min_time: Seconds of timed calls of each, at least.
         rounds: Turns; the order is reversed in every other one.
+        max_time: Seconds of timed calls after which a step, called at least once, takes no further
+            turn, whatever ``iters`` says.
         on_error: Called with the name and error of a step that raises, which is then left out;
             without it the error is raised.
 
@@ -99,10 +103,12 @@ def time_side_by_side(
     def warm_up(name: str) -> None:
         time_steps(steps[name], warmup, device)
         probe = time_steps(steps[name], 1, device)[0]
-        counts[name] = max(1, -(-iters // rounds), round(min_time / rounds / probe))
+        wanted = max(-(-iters // rounds), round(min_time / rounds / probe))
+        counts[name] = max(1, int(min(wanted, max_time / rounds / probe)))
 
     def measure(name: str) -> None:
-        seconds[name] += time_steps(steps[name], counts[name], device)
+        if not seconds[name] or sum(seconds[name]) < max_time:
+            seconds[name] += time_steps(steps[name], counts[name], device)
 
     for name in list(seconds):
         attempt(name, lambda name=name: warm_up(name))
