@@ -46,14 +46,22 @@ def route_regions(
 ) -> torch.Tensor:
     """Routing indices (B, P, topk); see ``visattn.kernels.route_regions``."""
     dtype = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
-        (q, _), (k, real) = (
-            _region_means(x.detach().flatten(3).to(dtype), grid)
-            for x, grid in zip((q, k), _grids(q, k, regions, pad_mode), strict=True)
-        )
+    grids = lay_grids(q, k, regions, pad_mode)
+    means = [
+        _region_means(x.detach().flatten(3).to(dtype), grid)
+        for x, grid in zip((q, k), grids, strict=True)
+    ]
+    return choose_regions(*means, populated_regions(k, grids[1]), topk, scale)
+
+
+def choose_regions(
+    q: torch.Tensor, k: torch.Tensor, populated: torch.Tensor | None, topk: int, scale: float
+) -> torch.Tensor:
+    """Routing indices (B, P, topk) by mean queries and keys (B, P, C)."""
+    with torch.autocast("cpu" if q.is_meta else q.device.type, enabled=False):
         logits = (q * scale) @ k.transpose(-2, -1)  # (B, P, P)
-        if real is not None:
-            logits = logits.masked_fill(~real, float("-inf"))
+    if populated is not None:
+        logits = logits.masked_fill(~populated, float("-inf"))
     count = logits.shape[-1]
     return logits.topk(min(topk, count) if isinstance(count, int) else topk).indices
 
@@ -62,18 +70,14 @@ def bilevel_routing_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
+    routing: torch.Tensor,
     regions: tuple[int, int],
-    topk: int,
     scale: float,
     pad_mode: str,
-    routing: torch.Tensor | None,
 ) -> torch.Tensor:
     """See ``visattn.kernels.bilevel_routing_attention``."""
     height, width = q.shape[1:3]
-    q_grid, k_grid = _grids(q, k, regions, pad_mode)
-    if routing is None:
-        routing = route_regions(q, k, regions, topk, scale, pad_mode)
-
+    q_grid, k_grid = lay_grids(q, k, regions, pad_mode)
     q = _take(q, _tokens(_all_regions(q_grid, q.device), q_grid)).transpose(2, 3)
     tokens = _tokens(routing, k_grid)
     k_size = k.shape[1:3]
@@ -138,31 +142,50 @@ def _take(x: torch.Tensor, tokens: Tokens) -> torch.Tensor:
     return x.flatten(0, 2).index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
-def _region_means(x: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Means over each region's own tokens, (B, P, C), and which regions (P,) have any.
-
-    The second is None where all regions are known to be full.
-    """
+def _region_means(x: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Means over each region's own tokens, (B, P, C); 0 where it has none."""
     size = x.shape[1:3]
     tokens = _tokens(_all_regions(grid, x.device), grid)
     x = _take(x, tokens)
     if grid.covers(*size):
-        return x.mean(2), None
+        return x.mean(2)
     real = tokens.inside(*size)[0]  # (P, tokens)
-    count = real.sum(-1)[:, None]
-    return x.masked_fill(~real[..., None], 0.0).sum(2) / count.clamp(min=1), count[:, 0] > 0
+    return x.masked_fill(~real[..., None], 0.0).sum(2) / real.sum(-1)[:, None].clamp(min=1)
 
 
-def _grids(
+def populated_regions(k: torch.Tensor, grid: Grid) -> torch.Tensor | None:
+    """Which regions (P,) have any token of a map; None where all are known to."""
+    height, width = k.shape[1:3]
+    if grid.covers(height, width):
+        return None
+    region = torch.arange(grid.rows * grid.columns, device=k.device)
+    top, left = region // grid.columns * grid.height, region % grid.columns * grid.width
+    return (top < height) & (left < width)
+
+
+def lay_grids(
     q: torch.Tensor, k: torch.Tensor, regions: tuple[int, int], pad_mode: str
 ) -> tuple[Grid, Grid]:
+    """Grids of regions over the maps of queries and keys."""
     grid = region_grid(q.shape[1], q.shape[2], regions, pad_mode)
     if q.shape[1:3] == k.shape[1:3]:
         return grid, grid
-    for name, x in (("q", q), ("k", k)):
-        if x.shape[1] % regions[0] or x.shape[2] % regions[1]:
-            raise ValueError(
-                f"with pooled keys {regions[0]} x {regions[1]} regions must divide the maps; "
-                f"{name} is {tuple(x.shape)}"
-            )
     return grid, Grid(*regions, k.shape[1] // regions[0], k.shape[2] // regions[1])
+
+
+def invert_routing(routing: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lists, for each of ``count`` key regions of each sample, the query regions that chose it.
+
+    Args:
+        routing: Region indices, (B, P, topk).
+        count: Key regions of a sample.
+
+    Returns:
+        Offsets (B * count + 1) into the list of all users, and this list (B * P * topk): query
+        regions numbered from 0 to B * P, ascending for each key region.
+    """
+    batch, regions, topk = routing.shape
+    chosen = routing + count * torch.arange(batch, device=routing.device)[:, None, None]
+    chosen, order = chosen.flatten().sort(stable=True)
+    borders = torch.arange(batch * count + 1, device=routing.device)
+    return torch.searchsorted(chosen, borders), order // topk
