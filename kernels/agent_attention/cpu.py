@@ -37,6 +37,7 @@ from .._simd import (
     load_lanes,
     log,
     maximum,
+    prefetch,
     put,
     reduce_add,
     reduce_max,
@@ -50,9 +51,11 @@ FLOAT = 0
 ONE = np.float32(1)
 LOWEST = np.float32(-3e38)
 """Below all finite logits; -inf minus it is still -inf."""
+TINY = np.float32(1e-30)
+"""What a softmax over nothing but -inf is divided by: it gives zeros."""
 ABSENT, DENSE, IN_PARTS = 0, 1, 2
 """Kinds of bias."""
-TASKS = 32
+TASKS = 16
 """Roughly how many tasks a pass has, whatever the threads, for results must not depend on them."""
 
 
@@ -66,14 +69,21 @@ class _Split(NamedTuple):
     chunks: int
 
 
-def _split(batch, heads, tokens, agents):
-    block = max(32, min(256, 8192 // agents // LANES * LANES))
-    sequences = max(batch * heads, 1)
-    group = max(1, min(batch, sequences // TASKS, 8))
-    # Each chunk has sums of the size of the agents: it must not be short.
-    chunks = max(1, min(-(-TASKS // sequences), tokens // max(block, 8 * agents)))
-    chunk = max(padded.py_func(-(-tokens // chunks)), LANES)
-    return _Split(group, chunk, block, -(-batch // group), -(-tokens // chunk))
+def _split(batch, heads, tokens, agents, dim):
+    # A chunk has sums of the size of the agents: it must not be short.
+    chunk = _even_part(tokens, max(256, 8 * agents))
+    block = _even_part(chunk, max(32, min(128, 8192 // agents)))
+    chunks = max(1, -(-tokens // chunk))
+    # The more samples a bias is put together for, the better, while there are enough tasks.
+    groups = max(1, min(batch, -(-TASKS // max(heads * chunks, 1))))
+    group = max(1, min(-(-batch // groups), 8, 65536 // (agents * dim)))
+    return _Split(group, chunk, block, -(-batch // group), chunks)
+
+
+def _even_part(length, most):
+    """Length of parts that are about equal, in whole vectors, and not much longer than ``most``."""
+    parts = max(1, round(length / most))
+    return max(LANES, padded.py_func(-(-length // parts)))
 
 
 def forward(q, k, v, agents, key_bias, query_bias, scales):
@@ -82,7 +92,7 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
     batch, heads, count, _ = agents.shape
     dim = v.shape[3]
 
-    split = _split(batch, heads, k.shape[2], count)
+    split = _split(batch, heads, k.shape[2], count, dim)
     bias, owner = _bias_arguments(key_bias, k.shape[2])
     parts = _floats(split.chunks, batch, heads, count, dim)
     lse_parts = _floats(split.chunks, batch, heads, count)
@@ -90,7 +100,7 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
         _aggregate,
         split.groups * heads * split.chunks,
         _sizes(agents, k, v),
-        split,
+        tuple(split),
         scales[0],
         *(_layout(agents), _layout(k), _layout(v)),
         bias,
@@ -105,7 +115,7 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
             *(x.data_ptr() for x in (parts, lse_parts, values, key_lse)),
         )
 
-    split = _split(batch, heads, q.shape[2], count)
+    split = _split(batch, heads, q.shape[2], count, dim)
     bias, owner = _bias_arguments(query_bias, q.shape[2])
     out = _empty_by_token(q, dim, v.dtype)
     query_lse = _floats(*q.shape[:3])
@@ -113,7 +123,7 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
         _broadcast,
         split.groups * heads * split.chunks,
         _sizes(agents, q, v),
-        split,
+        tuple(split),
         scales[1],
         *(_layout(agents), _layout(q), _layout(out)),
         bias,
@@ -127,7 +137,7 @@ def backward(grad, values, key_lse, query_lse, q, k, v, agents, key_bias, query_
     """Gradients of q, k, v and agents, and of the parts of both biases."""
     grad, q, k, v, agents = _with_contiguous_rows(grad, q, k, v, agents)
     dq, dk, dv = (_empty_by_token(x, x.shape[3], x.dtype) for x in (q, k, v))
-    query_split, key_split = (_split(*x.shape[:3], agents.shape[2]) for x in (q, k))
+    query_split, key_split = (_split(*x.shape[:3], agents.shape[2], v.shape[3]) for x in (q, k))
     agent_sums = _floats(query_split.chunks + key_split.chunks, *agents.shape)
     value_sums = _floats(query_split.chunks, *values.shape)
 
@@ -139,7 +149,7 @@ def backward(grad, values, key_lse, query_lse, q, k, v, agents, key_bias, query_
             split.groups * agents.shape[1] * split.chunks,
             of_queries,
             _sizes(agents, x, y),
-            split,
+            tuple(split),
             scale,
             *(_layout(agents), _layout(x), _layout(y), _layout(dx), _layout(dy)),
             bias,
@@ -150,7 +160,7 @@ def backward(grad, values, key_lse, query_lse, q, k, v, agents, key_bias, query_
             value_sums.data_ptr(),
             query_split.chunks,
         )
-        return [x if x is None else _total(s, x) for s, x in zip(sums, bias_parts, strict=True)]
+        return _bias_gradients(sums, bias_parts)
 
     query_grads = run(
         *(True, query_split, scales[1], q, grad, dq, dq),
@@ -195,8 +205,8 @@ def _bias_arguments(parts, tokens):
     else:
         before = 0 if prefix is None else prefix.shape[2]
         shape = (0, 0) if block is None else block.shape[2:]
-        kind, sizes = IN_PARTS, (tokens, rows.shape[2], columns.shape[2], *shape, before)
-        taps = block if block is None else _resizing(tuple(shape), (sizes[1], sizes[2]))
+        size = rows.shape[2], columns.shape[2]
+        kind, sizes, taps = IN_PARTS, (tokens, *size, *shape, before), _resizing(tuple(shape), size)
     matrices = [x if x is None else _as_matrices(x) for x in parts]
     none = (0,) * 5
     arguments = (
@@ -214,13 +224,20 @@ def _as_matrices(x):
 
 @lru_cache(256)
 def _resizing(block, size):
-    """Bilinear interpolation: weights (H, h), and (w, W) and (W, w) in rows of whole vectors."""
+    """Bilinear interpolation: weights (H, h), (w + 1, W) and (W, w + 1), with ones in the end.
+
+    The last two are in rows of whole vectors; the first of them has one to spare.
+    """
     y, x = map(_resizing_line, block, size)
-    wide, narrow = (F.pad(m, (0, -m.shape[1] % LANES)) for m in (x, x.T))
+    x = F.pad(x, (0, 0, 0, 1), value=1.0)
+    wide, narrow = (F.pad(x, (0, -x.shape[1] % LANES + LANES)), F.pad(x.T, (0, -len(x) % LANES)))
     return tuple(np.ascontiguousarray(m) for m in (y.T, wide, narrow))
 
 
 def _resizing_line(before, after):
+    """Weights (before, after) of linear interpolation."""
+    if before == 0:
+        return torch.empty(0, after, dtype=torch.float32, device="cpu")
     lines = torch.eye(before, dtype=torch.float32, device="cpu")[None]
     return F.interpolate(lines, size=after, mode="linear", align_corners=False)[0]
 
@@ -233,8 +250,19 @@ def _bias_sums(parts, split):
     tasks = split.groups * split.chunks
     sums = [x if x is None else _floats(tasks, *x.shape) for x in parts]
     if block is not None:
-        sums[2] = _floats(tasks, *block.shape[:3], padded.py_func(block.shape[3]))
+        heads, count, height, width = block.shape
+        sums[2] = _floats(tasks, heads, height, count, padded.py_func(width + 1))
     return sums
+
+
+def _bias_gradients(sums, parts):
+    grads = list(parts)
+    if parts[0] is not None and parts[2] is not None:
+        grads[2] = parts[2].transpose(1, 2)
+    grads = [x if x is None else _total(s, x) for s, x in zip(sums, grads, strict=True)]
+    if parts[0] is not None and parts[2] is not None:
+        grads[2] = grads[2].transpose(1, 2).contiguous()
+    return grads
 
 
 def _total(sums, like):
@@ -277,13 +305,12 @@ def _tile_row(block):
 
 @inline
 def _task(task, sizes, split):
-    """Group, head and chunk of a task, and its first and last sample and token."""
-    batch, heads, _, tokens, _, _ = sizes
+    """Group, head and chunk of a task, and its ranges of samples and tokens."""
     group, chunk, _, _, chunks = split
     i, c = divmod(task, chunks)
-    g, head = divmod(i, heads)
-    samples = g * group, min((g + 1) * group, batch)
-    return g, head, c, samples, (c * chunk, min((c + 1) * chunk, tokens))
+    g, head = divmod(i, sizes[1])
+    samples = g * group, min((g + 1) * group, sizes[0])
+    return g, head, c, samples, (c * chunk, min((c + 1) * chunk, sizes[3]))
 
 
 @inline
@@ -296,6 +323,18 @@ def _product(rows, vectors, depth, a, b, c, scale, accumulate):
 def _at(x, sample, head, token):
     """Address of a row of a tensor."""
     return x[1] + sample * x[2] + head * x[3] + token * x[4]
+
+
+@jit
+def _prefetch_next(x, sample, head, start, samples, tokens, block, columns):
+    """Begins to bring in the rows that a task works on next: hardware does not foresee them."""
+    start = start if sample + 1 < samples[1] else start + block
+    sample = sample + 1 if sample + 1 < samples[1] else samples[0]
+    size = columns * (4 if x[0] == FLOAT else 2)
+    for i in range(start, min(start + block, tokens[1])):
+        source = _at(x, sample, head, i)
+        for j in range(0, size, 64):
+            prefetch(source + j)
 
 
 @jit
@@ -341,8 +380,8 @@ def _aligned(address):
 
 
 @jit
-def _agents_in(x, head, samples, count, columns, target):
-    """Copies the rows of all agents, of each sample, to floats."""
+def _agents_in(x, samples, head, count, columns, target):
+    """Copies the rows of all agents of each sample to floats."""
     row = 4 * padded(columns)
     for b in range(samples[0], samples[1]):
         place = target + (b - samples[0]) * padded(count) * row
@@ -350,20 +389,27 @@ def _agents_in(x, head, samples, count, columns, target):
 
 
 @inline
+def _narrow(bias):
+    """Floats of an agent's line of the block, and of the row's bias behind it."""
+    return padded(bias[0][5] + 1)
+
+
+@inline
 def _bias_places(bias, count, block):
     """Offsets in scratch memory, in floats, of a head's bias and of work on it; and of its end.
 
-    Rows lie at the start, then columns, block, prefix, and lines of the map before and after
-    they are resized horizontally, as many as a block of tokens touches.
+    Rows (agents, H) lie at the start, then columns (agents, W), the block (h, agents, w), the
+    prefix (agents, P), and as many lines (lines, agents, w) of the vertically resized block, each
+    followed by the row's bias, as tokens worked on at once touch.
     """
     _, _, height, width, h, w, before, _, _, _ = bias[0]
     rows, lines = padded(count), block // max(width, 1) + 2
     columns = rows * padded(height)
     resized = columns + rows * padded(width) + LANES
-    prefix = resized + rows * padded(h * w) + LANES
-    narrow = prefix + rows * padded(before)
-    wide = narrow + lines * padded(w)
-    return columns, resized, prefix, narrow, wide, wide + lines * padded(width) + LANES
+    prefix = resized + h * count * _narrow(bias)
+    resized_lines = prefix + rows * padded(before)
+    matrix = resized_lines + lines * count * _narrow(bias)
+    return columns, resized, prefix, resized_lines, matrix, matrix + rows * padded(h * w) + LANES
 
 
 @jit
@@ -384,11 +430,14 @@ def _bias_in(bias, head, count, block, memory):
     kind, _, height, width, h, w, before, _, _, _ = geometry
     if kind == IN_PARTS:
         places = _bias_places(bias, count, block)
-        area = h * w
         _matrix_in(rows, head, count, 0, height, memory, 4 * padded(height))
         _matrix_in(columns, head, count, 0, width, memory + 4 * places[0], 4 * padded(width))
-        _matrix_in(resized, head, count, 0, area, memory + 4 * places[1], 4 * padded(area))
         _matrix_in(prefix, head, count, 0, before, memory + 4 * places[2], 4 * padded(before))
+        matrix, row = memory + 4 * places[4], 4 * padded(h * w)
+        _matrix_in(resized, head, count, 0, h * w, matrix, row)
+        for y in range(h):
+            target = memory + 4 * (places[1] + y * count * _narrow(bias))
+            copy_in(FLOAT, matrix + 4 * y * w, row, count, w, target, 4 * _narrow(bias))
 
 
 @jit
@@ -414,34 +463,32 @@ def _lines(begin, end, width):
 
 @jit
 def _put_together(bias, count, first, tokens, memory, block, target, row):
+    """Bias (agents, tokens) of a block of tokens from that of rows, columns, block and prefix."""
     _, _, height, width, h, w, before, taps_y, taps_x, _ = bias[0]
-    columns, resized, prefix, narrow, wide, _ = _bias_places(bias, count, block)
-    h_row, w_row, narrow_row = 4 * padded(height), 4 * padded(width), 4 * padded(w)
-    at_narrow, at_wide = memory + 4 * narrow, memory + 4 * wide
+    columns, resized, prefix, lines, _, _ = _bias_places(bias, count, block)
+    agent, column_row, tap_row = 4 * _narrow(bias), 4 * padded(width), 4 * padded(width + LANES)
     begin, end = first - before, first - before + tokens
     top, bottom = _lines(begin, end, width)
     for i in range(count):
-        source = memory + 4 * (prefix + i * padded(before))
         for j in range(first, min(before, first + tokens)):
-            put(target + i * row + 4 * (j - first), get(source + 4 * j))
-        if w > 0:
-            source = memory + 4 * (resized + i * padded(h * w))
-            lines = bottom - top
-            left, right = (taps_y + 4 * top * h, 4 * h, 4), (source, 4 * w)
-            _product(lines, padded(w) // LANES, h, left, right, (at_narrow, narrow_row), ONE, False)
-            left, right = (at_narrow, narrow_row, 4), (taps_x, w_row)
-            _product(lines, padded(width) // LANES, w, left, right, (at_wide, w_row), ONE, False)
-        for y in range(top, bottom):
-            value = broadcast(get(memory + i * h_row + 4 * y))
-            source = memory + 4 * columns + i * w_row
-            line = at_wide + (y - top) * w_row
-            place = target + i * row + 4 * (y * width - begin)
-            # Vectors that reach over the end of a line are followed by the next one.
-            for x in range(4 * max(begin - y * width, 0), 4 * min(end - y * width, width), 64):
-                total = value + load(source + x)
-                if w > 0:
-                    total = total + load(line + x)
-                store(place + x, total)
+            value = get(memory + 4 * (prefix + i * padded(before) + j))
+            put(target + i * row + 4 * (j - first), value)
+    at_lines, line = memory + 4 * lines, count * agent
+    if w > 0:
+        left, right = (taps_y + 4 * top * h, 4 * h, 4), (memory + 4 * resized, line)
+        _product(bottom - top, line // 64, h, left, right, (at_lines, line), ONE, False)
+    for y in range(top, bottom):
+        at_line = at_lines + (y - top) * line
+        start, stop = max(begin - y * width, 0), min(end - y * width, width)
+        # Vectors that reach over the end of a line are followed by those of the next line.
+        place, source = target + 4 * (y * width + start - begin), memory + 4 * (columns + start)
+        for i in range(count):
+            put(at_line + i * agent + 4 * w, get(memory + 4 * (i * padded(height) + y)))
+            for x in range(0, 4 * (stop - start), 64):
+                store(place + i * row + x, load(source + i * column_row + x))
+        left, right = (at_line, agent, 4), (taps_x + 4 * start, tap_row)
+        vectors = padded(stop - start) // LANES
+        _product(count, vectors, w + 1, left, right, (place, row), ONE, True)
 
 
 @jit
@@ -453,11 +500,12 @@ def _clear_floats(target, count):
 @jit
 def _clear_bias_sums(bias, sums, index, count):
     """Clears the sums of the gradient of bias parts of the ``index``-th task and head."""
-    kind, _, height, width, h, w, before, _, _, _ = bias[0]
+    kind, _, height, width, h, _, before, _, _, _ = bias[0]
     if kind == IN_PARTS:
+        area = h * _narrow(bias)
         _clear_floats(sums[0] + 4 * index * count * height, count * height)
         _clear_floats(sums[1] + 4 * index * count * width, count * width)
-        _clear_floats(sums[2] + 4 * index * count * h * padded(w), count * h * padded(w))
+        _clear_floats(sums[2] + 4 * index * count * area, count * area)
         _clear_floats(sums[3] + 4 * index * count * before, count * before)
 
 
@@ -465,38 +513,34 @@ def _clear_bias_sums(bias, sums, index, count):
 def _add_to_bias_sums(bias, sums, index, count, first, tokens, memory, block, grad, row):
     """Adds the gradient (agents, tokens) of a block of bias to the sums of its parts."""
     _, _, height, width, h, w, before, taps_y, _, taps_x = bias[0]
-    _, _, _, narrow, wide, _ = _bias_places(bias, count, block)
-    w_row, narrow_row = 4 * padded(width), 4 * padded(w)
-    at_narrow, at_wide = memory + 4 * narrow, memory + 4 * wide
+    at_lines = memory + 4 * _bias_places(bias, count, block)[3]
+    agent = 4 * _narrow(bias)
+    line = count * agent
     begin, end = first - before, first - before + tokens
     top, bottom = _lines(begin, end, width)
     for i in range(count):
-        agent, source = index * count + i, grad + i * row
         for j in range(first, min(before, first + tokens)):
-            put(sums[3] + 4 * (agent * before + j), get(source + 4 * (j - first)))
-        for y in range(top, bottom):
-            line = at_wide + (y - top) * w_row
-            if w > 0:
-                clear(line, w_row // 4)
-            place = source + 4 * (y * width - begin)
-            total = broadcast(np.float32(0))
-            stop = min(end - y * width, width)
-            for x in range(max(begin - y * width, 0), stop, LANES):
-                value = load_lanes(place + 4 * x, stop - x)
-                total = total + value
-                column = sums[1] + 4 * (agent * width + x)
-                store_as(FLOAT, column, load_lanes(column, stop - x) + value, stop - x)
-                if w > 0:
-                    store(line + 4 * x, value)
-            at_row = sums[0] + 4 * (agent * height + y)
-            put(at_row, get(at_row) + reduce_add(total))
-        if w > 0:
-            lines, vectors = bottom - top, padded(w) // LANES
-            left, right = (at_wide, w_row, 4), (taps_x, narrow_row)
-            _product(lines, vectors, width, left, right, (at_narrow, narrow_row), ONE, False)
-            left, right = (taps_y + 4 * top * h, 4, 4 * h), (at_narrow, narrow_row)
-            out = sums[2] + agent * h * narrow_row
-            _product(h, vectors, lines, left, right, (out, narrow_row), ONE, True)
+            place = sums[3] + 4 * ((index * count + i) * before + j)
+            put(place, get(grad + i * row + 4 * (j - first)))
+    for y in range(top, bottom):
+        at_line = at_lines + (y - top) * line
+        start, stop = max(begin - y * width, 0), min(end - y * width, width)
+        place, target = grad + 4 * (y * width + start - begin), sums[1] + 4 * start
+        # The horizontally resized line and, by weights of one, the sum of each agent.
+        left, right = (place, row, 4), (taps_x + start * agent, agent)
+        _product(count, agent // 64, stop - start, left, right, (at_line, agent), ONE, False)
+        for i in range(count):
+            at_row = sums[0] + 4 * ((index * count + i) * height + y)
+            put(at_row, get(at_row) + get(at_line + i * agent + 4 * w))
+            for x in range(0, stop - start, LANES):
+                column = target + 4 * ((index * count + i) * width + x)
+                value = load_lanes(column, stop - start - x)
+                value = value + load_lanes(place + i * row + 4 * x, stop - start - x)
+                store_as(FLOAT, column, value, stop - start - x)
+    if w > 0:
+        left, right = (taps_y + 4 * top * h, 4, 4 * h), (at_lines, line)
+        out = sums[2] + index * h * line
+        _product(h, line // 64, bottom - top, left, right, (out, line), ONE, True)
 
 
 @jit
@@ -542,6 +586,7 @@ def _softmax_columns(s, bias, row, count, tokens, lse):
             value = exp(load(s + i) + load(bias + i) - top)
             total = total + value
             store(s + i, value)
+        total = maximum(total, broadcast(TINY))
         factor = broadcast(ONE) / total
         for i in range(j, j + count * row, row):
             store(s + i, load(s + i) * factor)
@@ -551,35 +596,35 @@ def _softmax_columns(s, bias, row, count, tokens, lse):
 @jit
 def _aggregate(begin, end, sizes, split, scale, agents, k, v, bias, values, lse):
     """The agents' values by a chunk of keys, and the log-sum-exp of its logits."""
-    batch, heads, count, _, dim, dim_v = sizes
+    batch, all_heads, count, _, dim, dim_v = sizes
     group, _, block, _, _ = split
     deep, wide, rows = padded(dim), padded(dim_v), padded(count)
     row, a_row, v_row = _tile_row(block), 4 * deep, 4 * wide
-    a_size, v_size = rows * a_row, rows * v_row
-    size = group * (a_size + v_size + 68 * rows) + (2 * rows + deep) * row + block * v_row
+    a_size, v_size, tile = rows * a_row, rows * v_row, rows * row
+    size = group * (a_size + v_size + 68 * rows) + 2 * tile + deep * row + block * v_row
     scratch = np.empty(LANES + size // 4 + _bias_places(bias, count, block)[5], np.float32)
     at_agents = _aligned(scratch.ctypes.data)
     at_values = at_agents + group * a_size
     totals = at_values + group * v_size
     tops = totals + group * 64 * rows
     at_s = tops + group * 4 * rows
-    at_bias = at_s + rows * row
-    at_k = at_bias + rows * row
+    at_k = at_s + tile
     at_v = at_k + deep * row
-    parts = at_v + block * v_row
+    at_bias = at_v + block * v_row
+    parts = at_bias + tile
     for task in range(begin, end):
         _, head, chunk, samples, tokens = _task(task, sizes, split)
-        _agents_in(agents, head, samples, count, dim, at_agents)
+        _agents_in(agents, samples, head, count, dim, at_agents)
         _bias_in(bias, head, count, block, parts)
         for start in range(tokens[0], tokens[1], block):
-            length = min(block, tokens[1] - start)
-            first = start == tokens[0]
+            length, first = min(block, tokens[1] - start), start == tokens[0]
             # Logits of -inf fill up the last vector.
             fill = np.float32(-np.inf)
             _fill_bias(bias, head, count, start, length, fill, parts, block, at_bias, row)
             for b in range(samples[0], samples[1]):
-                i = b - samples[0]
-                a, sums = at_agents + i * a_size, at_values + i * v_size
+                slot = b - samples[0]
+                a, sums = at_agents + slot * a_size, at_values + slot * v_size
+                _prefetch_next(k, b, head, start, samples, tokens, block, dim)
                 _logits(a, k, b, head, start, length, count, dim, scale, at_k, at_s, row)
                 _softmax_rows(
                     at_s,
@@ -587,24 +632,26 @@ def _aggregate(begin, end, sizes, split, scale, agents, k, v, bias, values, lse)
                     row,
                     count,
                     padded(length) // LANES,
-                    tops + i * 4 * rows,
-                    totals + i * 64 * rows,
+                    tops + slot * 4 * rows,
+                    totals + slot * 64 * rows,
                     sums,
                     v_row,
                     first,
                 )
+                _prefetch_next(v, b, head, start, samples, tokens, block, dim_v)
                 y = _rows_in(v, b, head, start, length, dim_v, at_v)
                 weights, out = (at_s, row, 4), (sums, v_row)
                 _product(count, wide // LANES, length, weights, y, out, ONE, not first)
         for b in range(samples[0], samples[1]):
-            i = b - samples[0]
-            place = ((chunk * batch + b) * heads + head) * count
-            for j in range(count):
-                total = reduce_add(load(totals + 64 * (i * rows + j)))
-                scale_row(at_values + i * v_size + j * v_row, wide, ONE / total)
-                put(lse + 4 * (place + j), get(tops + 4 * (i * rows + j)) + np.log(total))
-            target = values + 4 * place * dim_v
-            copy_out(FLOAT, at_values + i * v_size, v_row, count, dim_v, target, 4 * dim_v)
+            slot = b - samples[0]
+            place = ((chunk * batch + b) * all_heads + head) * count
+            for i in range(count):
+                total = max(reduce_add(load(totals + 64 * (slot * rows + i))), TINY)
+                scale_row(at_values + slot * v_size + i * v_row, wide, ONE / total)
+                top = get(tops + 4 * (slot * rows + i))
+                put(lse + 4 * (place + i), top + np.log(total))
+            source, target = at_values + slot * v_size, values + 4 * place * dim_v
+            copy_out(FLOAT, source, v_row, count, dim_v, target, 4 * dim_v)
     keep(scratch)
 
 
@@ -631,39 +678,50 @@ def _combine(chunks, rows, dim, values, lse, out, out_lse):
 @jit
 def _broadcast(begin, end, sizes, split, scale, agents, q, out, bias, values, lse):
     """A chunk of the output, and the log-sum-exp of its logits."""
-    _, heads, count, tokens_all, dim, dim_v = sizes
+    _, all_heads, count, all_tokens, dim, dim_v = sizes
     group, _, block, _, _ = split
     deep, wide, rows = padded(dim), padded(dim_v), padded(count)
     row, a_row, v_row = _tile_row(block), 4 * deep, 4 * wide
-    a_size, v_size = rows * a_row, rows * v_row
-    size = group * (a_size + v_size) + (2 * rows + deep) * row + block * v_row
+    a_size, v_size, tile = rows * a_row, rows * v_row, rows * row
+    size = group * (a_size + v_size) + 2 * tile + deep * row + block * v_row
     scratch = np.empty(LANES + size // 4 + _bias_places(bias, count, block)[5], np.float32)
     at_agents = _aligned(scratch.ctypes.data)
     at_values = at_agents + group * a_size
     at_s = at_values + group * v_size
-    at_bias = at_s + rows * row
-    at_q = at_bias + rows * row
+    at_q = at_s + tile
     at_out = at_q + deep * row
-    parts = at_out + block * v_row
-    values = (FLOAT, values, 4 * heads * count * dim_v, 4 * count * dim_v, 4 * dim_v)
+    at_bias = at_out + block * v_row
+    parts = at_bias + tile
+    matrix = 4 * count * dim_v
+    values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v)
     for task in range(begin, end):
         _, head, _, samples, tokens = _task(task, sizes, split)
-        _agents_in(agents, head, samples, count, dim, at_agents)
-        _agents_in(values, head, samples, count, dim_v, at_values)
+        _agents_in(agents, samples, head, count, dim, at_agents)
+        _agents_in(values, samples, head, count, dim_v, at_values)
         _bias_in(bias, head, count, block, parts)
         for start in range(tokens[0], tokens[1], block):
-            length = min(block, tokens[1] - start)
-            fill = np.float32(0)
+            length, fill = min(block, tokens[1] - start), np.float32(0)
             _fill_bias(bias, head, count, start, length, fill, parts, block, at_bias, row)
             for b in range(samples[0], samples[1]):
-                i = b - samples[0]
-                a, y = at_agents + i * a_size, (at_values + i * v_size, v_row)
+                slot = b - samples[0]
+                a, y = at_agents + slot * a_size, (at_values + slot * v_size, v_row)
+                _prefetch_next(q, b, head, start, samples, tokens, block, dim)
                 _logits(a, q, b, head, start, length, count, dim, scale, at_q, at_s, row)
-                place = lse + 4 * ((b * heads + head) * tokens_all + start)
+                place = lse + 4 * ((b * all_heads + head) * all_tokens + start)
                 _softmax_columns(at_s, at_bias, row, count, length, place)
                 weights = (at_s, row)
                 _product_out(out, b, head, start, length, dim_v, count, weights, y, ONE, at_out)
     keep(scratch)
+
+
+@jit
+def _add_rows(source, rows, columns, target, target_row):
+    """Adds contiguous rows of floats to others, which are in whole vectors."""
+    for i in range(rows):
+        for j in range(0, columns, LANES):
+            place = target + i * target_row + 4 * j
+            value = load_lanes(source + 4 * (i * columns + j), columns - j)
+            store(place, load(place) + value)
 
 
 @jit
@@ -723,101 +781,94 @@ def _gradients(
     keys and values, and the gradients ``value_sums`` are what the values are weighed by. Sums of
     the agents' gradients are left in ``agent_sums``.
     """
-    batch, heads, count, tokens_all, dim, dim_v = sizes
+    batch, all_heads, count, all_tokens, dim, dim_v = sizes
     group, _, block, _, chunks = split
     deep, wide, rows = padded(dim), padded(dim_v), padded(count)
-    row, a_row, v_row = _tile_row(block), 4 * deep, 4 * wide
-    a_size, v_size = rows * a_row, rows * v_row
-    most = max(deep, wide)
-    size = group * (2 * (a_size + v_size) + 8 * rows) + (4 * rows + most) * row + block * 4 * most
+    row, a_row, v_row, t_row = _tile_row(block), 4 * deep, 4 * wide, 4 * max(deep, wide)
+    a_size, v_size, tile = rows * a_row, rows * v_row, rows * row
+    size = group * (2 * (a_size + v_size) + 4 * rows) + 4 * tile + t_row // 4 * row + block * t_row
     scratch = np.empty(LANES + size // 4 + _bias_places(bias, count, block)[5], np.float32)
     at_agents = _aligned(scratch.ctypes.data)
     at_values = at_agents + group * a_size
     a_sums = at_values + group * v_size
     v_sums = a_sums + group * a_size
-    at_s = v_sums + group * v_size
-    at_g = at_s + rows * row
-    at_bias = at_g + rows * row
-    bias_grad = at_bias + rows * row
-    at_t = bias_grad + rows * row
-    buffer = at_t + most * row
-    delta = buffer + block * 4 * most
-    parts = delta + group * 8 * rows
-    by_head = 4 * count * dim_v
-    values = (FLOAT, values, heads * by_head, by_head, 4 * dim_v)
+    deltas = v_sums + group * v_size
+    at_s = deltas + group * 4 * rows
+    at_g = at_s + tile
+    at_t = at_g + tile
+    buffer = at_t + t_row // 4 * row
+    at_bias = buffer + block * t_row
+    bias_grad = at_bias + tile
+    parts = bias_grad + tile
+    matrix = 4 * count * dim_v
+    values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v)
+    factor = np.float32(scale)
     for task in range(begin, end):
         g, head, chunk, samples, tokens = _task(task, sizes, split)
-        _agents_in(agents, head, samples, count, dim, at_agents)
+        _agents_in(agents, samples, head, count, dim, at_agents)
         _bias_in(bias, head, count, block, parts)
-        index = (g if bias[0][0] == DENSE else g * chunks + chunk) * heads + head
-        _clear_bias_sums(bias, bias_sums, index, count)
         clear(a_sums, group * (a_size + v_size) // 4)
         if of_queries:
-            _agents_in(values, head, samples, count, dim_v, at_values)
+            _agents_in(values, samples, head, count, dim_v, at_values)
         else:
-            # The sums of values' gradients have no use here: the values take their place.
-            _agents_in(values, head, samples, count, dim_v, v_sums)
+            # No sums of values' gradients are wanted: their memory lends itself to the values.
+            _agents_in(values, samples, head, count, dim_v, v_sums)
             clear(at_values, group * v_size // 4)
             for b in range(samples[0], samples[1]):
-                i = b - samples[0]
-                target = at_values + i * v_size
+                slot = b - samples[0]
+                target = at_values + slot * v_size
                 for part in range(value_parts):
-                    source = value_sums + ((part * batch + b) * heads + head) * by_head
-                    for j in range(count):
-                        for m in range(0, dim_v, LANES):
-                            place = target + j * v_row + 4 * m
-                            value = load_lanes(source + 4 * (j * dim_v + m), dim_v - m)
-                            store(place, load(place) + value)
-                for j in range(i * rows, i * rows + count):
-                    product = inner_product(at_values + j * v_row, v_sums + j * v_row, wide)
-                    put(delta + 4 * j, product)
+                    source = value_sums + ((part * batch + b) * all_heads + head) * matrix
+                    _add_rows(source, count, dim_v, target, v_row)
+                for i in range(slot * rows, slot * rows + count):
+                    delta = inner_product(at_values + i * v_row, v_sums + i * v_row, wide)
+                    put(deltas + 4 * i, delta)
+        part = (g if bias[0][0] == DENSE else g * chunks + chunk) * all_heads + head
+        _clear_bias_sums(bias, bias_sums, part, count)
         for start in range(tokens[0], tokens[1], block):
             length = min(block, tokens[1] - start)
             vectors = padded(length) // LANES
             fill = np.float32(0) if of_queries else np.float32(-np.inf)
             _fill_bias(bias, head, count, start, length, fill, parts, block, at_bias, row)
-            clear(bias_grad, count * row // 4)
+            clear(bias_grad, tile // 4)
             for b in range(samples[0], samples[1]):
-                i = b - samples[0]
-                a, v = (at_agents + i * a_size, a_row), (at_values + i * v_size, v_row)
+                slot, place = b - samples[0], b * all_heads + head
+                a, v = (at_agents + slot * a_size, a_row), (at_values + slot * v_size, v_row)
+                _prefetch_next(x, b, head, start, samples, tokens, block, dim)
                 _logits(a[0], x, b, head, start, length, count, dim, scale, at_t, at_s, row)
+                _prefetch_next(y, b, head, start, samples, tokens, block, dim_v)
                 _logits(v[0], y, b, head, start, length, count, dim_v, 1.0, at_t, at_g, row)
-                weights, slopes = (at_s, row), (at_g, row)
-                place = (b * heads + head) * (tokens_all if of_queries else count)
                 if of_queries:
-                    place = lse + 4 * (place + start)
-                    _column_gradients(at_s, at_g, at_bias, bias_grad, row, count, length, place)
-                    rest, out = (
-                        _rows_in(y, b, head, start, length, dim_v, buffer),
-                        v_sums + i * v_size,
-                    )
-                    _product(
-                        count, wide // LANES, length, (at_s, row, 4), rest, (out, v_row), ONE, True
-                    )
+                    at_lse = lse + 4 * (place * all_tokens + start)
+                    _column_gradients(at_s, at_g, at_bias, bias_grad, row, count, length, at_lse)
+                    rest = _rows_in(y, b, head, start, length, dim_v, buffer)
+                    weights, out = (at_s, row, 4), (v_sums + slot * v_size, v_row)
+                    _product(count, wide // LANES, length, weights, rest, out, ONE, True)
                 else:
-                    mean, place = delta + 4 * i * rows, lse + 4 * place
-                    _row_gradients(at_s, at_g, at_bias, bias_grad, row, count, vectors, place, mean)
+                    delta, at_lse = deltas + 4 * slot * rows, lse + 4 * place * count
+                    _row_gradients(
+                        at_s, at_g, at_bias, bias_grad, row, count, vectors, at_lse, delta
+                    )
+                    weights = (at_s, row)
                     _product_out(dy, b, head, start, length, dim_v, count, weights, v, ONE, buffer)
-                factor = np.float32(scale)
-                rest, out = _rows_in(x, b, head, start, length, dim, buffer), a_sums + i * a_size
-                _product(
-                    count, deep // LANES, length, (at_g, row, 4), rest, (out, a_row), factor, True
-                )
+                rest = _rows_in(x, b, head, start, length, dim, buffer)
+                slopes, out = (at_g, row, 4), (a_sums + slot * a_size, a_row)
+                _product(count, deep // LANES, length, slopes, rest, out, factor, True)
+                slopes = (at_g, row)
                 _product_out(dx, b, head, start, length, dim, count, slopes, a, factor, buffer)
             if bias[0][0] == DENSE:
-                length_all = 4 * tokens_all
-                target = bias_sums[2] + index * count * length_all + 4 * start
-                copy_out(FLOAT, bias_grad, row, count, length, target, length_all)
+                target = bias_sums[2] + 4 * (part * count * all_tokens + start)
+                copy_out(FLOAT, bias_grad, row, count, length, target, 4 * all_tokens)
             elif bias[0][0] == IN_PARTS:
                 _add_to_bias_sums(
-                    bias, bias_sums, index, count, start, length, parts, block, bias_grad, row
+                    bias, bias_sums, part, count, start, length, parts, block, bias_grad, row
                 )
         for b in range(samples[0], samples[1]):
-            i = b - samples[0]
-            place = ((chunk * batch + b) * heads + head) * count
-            target = agent_sums + 4 * place * dim
-            copy_out(FLOAT, a_sums + i * a_size, a_row, count, dim, target, 4 * dim)
+            slot = b - samples[0]
+            place = ((chunk * batch + b) * all_heads + head) * count
+            source, target = a_sums + slot * a_size, agent_sums + 4 * place * dim
+            copy_out(FLOAT, source, a_row, count, dim, target, 4 * dim)
             if of_queries:
-                target = value_sums + 4 * place * dim_v
-                copy_out(FLOAT, v_sums + i * v_size, v_row, count, dim_v, target, 4 * dim_v)
+                source, target = v_sums + slot * v_size, value_sums + 4 * place * dim_v
+                copy_out(FLOAT, source, v_row, count, dim_v, target, 4 * dim_v)
     keep(scratch)
