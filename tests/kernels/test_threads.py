@@ -1,5 +1,6 @@
 """Work on several threads, and in forked processes."""
 
+import ctypes
 import multiprocessing
 import os
 import subprocess
@@ -53,6 +54,25 @@ def test_an_error_is_raised_after_all_have_stopped(two_threads):
     with pytest.raises(ZeroDivisionError):
         parallel_for(kernel, 8)
     assert not working
+
+
+def test_each_call_has_scratch_memory_of_its_own(two_threads):
+    meeting, places = threading.Barrier(2, timeout=10), []
+
+    def kernel(begin, end, scratch, size):
+        places.append(scratch)
+        meeting.wait()
+        assert scratch % 64 == 0
+        memory = np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(scratch))
+        memory[:] = begin
+        time.sleep(0.01)
+        assert (memory == begin).all()
+
+    parallel_for(kernel, 8, 1000, scratch=1000)
+    first = set(places)
+    assert len(first) == 2
+    parallel_for(kernel, 8, 1000, scratch=1000)
+    assert set(places) == first
 
 
 def attend() -> torch.Tensor:
