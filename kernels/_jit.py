@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numba
@@ -62,6 +63,14 @@ class _Cache(FunctionCache):
         super().__init__(function)
         digest = _digest(Path(function.__code__.co_filename).parent)
         self._cache_file._source_stamp = (self._cache_file._source_stamp, digest)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except (AttributeError, ImportError, UnpicklingError):
+            # An index that another version wrote, of types which are no more.
+            self.flush()
+            return None
 
 
 @cache
