@@ -327,7 +327,7 @@ def _at(x, sample, head, token):
 
 @jit
 def _prefetch_next(x, sample, head, start, samples, tokens, block, columns):
-    """Begins to bring in the rows that a task works on next: hardware does not foresee them."""
+    """Begins to bring in the rows that a task turns to next, which hardware does not foresee."""
     start = start if sample + 1 < samples[1] else start + block
     sample = sample + 1 if sample + 1 < samples[1] else samples[0]
     size = columns * (4 if x[0] == FLOAT else 2)
@@ -706,6 +706,7 @@ def _broadcast(begin, end, sizes, split, scale, agents, q, out, bias, values, ls
                 slot = b - samples[0]
                 a, y = at_agents + slot * a_size, (at_values + slot * v_size, v_row)
                 _prefetch_next(q, b, head, start, samples, tokens, block, dim)
+                _prefetch_next(out, b, head, start, samples, tokens, block, dim_v)
                 _logits(a, q, b, head, start, length, count, dim, scale, at_q, at_s, row)
                 place = lse + 4 * ((b * all_heads + head) * all_tokens + start)
                 _softmax_columns(at_s, at_bias, row, count, length, place)
@@ -835,6 +836,7 @@ def _gradients(
                 slot, place = b - samples[0], b * all_heads + head
                 a, v = (at_agents + slot * a_size, a_row), (at_values + slot * v_size, v_row)
                 _prefetch_next(x, b, head, start, samples, tokens, block, dim)
+                _prefetch_next(dx, b, head, start, samples, tokens, block, dim)
                 _logits(a[0], x, b, head, start, length, count, dim, scale, at_t, at_s, row)
                 _prefetch_next(y, b, head, start, samples, tokens, block, dim_v)
                 _logits(v[0], y, b, head, start, length, count, dim_v, 1.0, at_t, at_g, row)
@@ -845,6 +847,7 @@ def _gradients(
                     weights, out = (at_s, row, 4), (v_sums + slot * v_size, v_row)
                     _product(count, wide // LANES, length, weights, rest, out, ONE, True)
                 else:
+                    _prefetch_next(dy, b, head, start, samples, tokens, block, dim_v)
                     delta, at_lse = deltas + 4 * slot * rows, lse + 4 * place * count
                     _row_gradients(
                         at_s, at_g, at_bias, bias_grad, row, count, vectors, at_lse, delta
