@@ -24,9 +24,6 @@ train_dataloader = dict(
         pipeline=[
             dict(type="LoadImageFromFile"),
             dict(type="LoadAnnotations"),
-            dict(type="RandomResize", scale=(160, 160), ratio_range=(0.8, 1.3), keep_ratio=True),
-            dict(type="RandomCrop", crop_size=(160, 160)),
-            dict(type="PhotoMetricDistortion"),
             dict(type="PackSegInputs"),
         ],
     ),
