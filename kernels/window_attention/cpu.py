@@ -24,6 +24,8 @@ from .._simd import LANES, get, keep, put, store
 from .._threads import parallel_for
 
 ONE = np.float32(1)
+BEYOND = -2
+"""Place of padding: negative, and not the one before the first."""
 GROUPS = 8
 """Partial sums of the bias gradient: as many whatever the number of threads, for equal results."""
 
@@ -110,8 +112,8 @@ def _bias_layout(bias):
 def _plan(window, geometry, origins):
     """Where the tokens of a window are on the map.
 
-    Writes the row of the map of each row of the window, then the column of each column; -1 beyond
-    the border.
+    Writes the row of the map of each row of the window, then the column of each column; ``BEYOND``
+    where that is beyond the border.
 
     Returns:
         Batch, and whether the tokens are of more than one region.
@@ -123,11 +125,11 @@ def _plan(window, geometry, origins):
     for i in range(rows):
         y = top + i
         y = y - down * rows if y >= down * rows else y
-        origins[i] = y if y < height else -1
+        origins[i] = y if y < height else BEYOND
     for j in range(columns):
         x = left + j
         x = x - across * columns if x >= across * columns else x
-        origins[rows + j] = x if x < width else -1
+        origins[rows + j] = x if x < width else BEYOND
     return batch, top + rows > height or left + columns > width
 
 
