@@ -27,7 +27,13 @@ _record: list[Launch] | None = None
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], *, num_warps: int = 4, num_stages: int = 2, **arguments: Any
+    kernel: Any,
+    grid: tuple[int, ...],
+    *,
+    num_warps: int = 4,
+    num_stages: int = 2,
+    maxnreg: int | None = None,
+    **arguments: Any,
 ) -> None:
     """Runs a kernel on the device of its tensors; an empty grid is no launch.
 
@@ -36,9 +42,13 @@ def launch(
         grid: Programs along each axis.
         num_warps: Warps of a program.
         num_stages: Depth of software pipelines.
+        maxnreg: Most registers of a thread, on Nvidia's GPUs. By default ``ptxas`` may spill a few
+            to have more blocks resident; 255, all there are, forbids that.
         **arguments: The kernel's arguments, constants included, by name.
     """
     options = {"num_warps": num_warps, "num_stages": num_stages}
+    if maxnreg is not None and not torch.version.hip:
+        options["maxnreg"] = maxnreg
     if _record is not None:
         _record.append(Launch(kernel, grid, arguments, options))
     elif 0 not in grid:
