@@ -209,11 +209,11 @@ def _one_line(error: BaseException) -> str:
 
 
 def _leaves(inputs: Tensors, kind: str, dtype: torch.dtype | None = None) -> Tensors:
-    """Copies of inputs, floating-point ones of a dtype and with gradients where these are run."""
+    """Copies of inputs, in a dtype and with gradients where these are run; boxes as they are."""
     return {
-        name: x.to(dtype or x.dtype, copy=True).requires_grad_(kind == "both")
-        if x.is_floating_point()
-        else x
+        name: x
+        if name == "boxes"
+        else x.to(dtype or x.dtype, copy=True).requires_grad_(kind == "both")
         for name, x in inputs.items()
     }
 

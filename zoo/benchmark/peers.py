@@ -414,3 +414,120 @@ def agent_eager(case: cases.AgentAttention, inputs: Tensors) -> Function:
         return logits.softmax(-1) @ (gathering @ v)
 
     return run
+
+
+# Efficient local attention.
+
+
+def ela_eager(case: cases.EfficientLocalAttention, inputs: Tensors) -> Function:
+    """Strip means, convolution, normalisation and gates one by one, as ELA was published."""
+
+    def run(
+        x: torch.Tensor, conv: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor
+    ) -> torch.Tensor:
+        padding, groups = conv.shape[2] // 2, x.shape[1] // conv.shape[1]
+
+        def gate(strip: torch.Tensor) -> torch.Tensor:
+            strip = F.conv1d(strip, conv, padding=padding, groups=groups)
+            return F.group_norm(strip, case.norm_groups, weight, bias).sigmoid()
+
+        return x * gate(x.mean(3))[:, :, :, None] * gate(x.mean(2))[:, :, None]
+
+    return run
+
+
+# Pooling of tokens by several queries.
+
+
+def _pooling_weights(x: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+    return (queries @ x.transpose(1, 2) * x.shape[2] ** -0.5).softmax(-1)  # (B, M, N)
+
+
+def pool_textbook(case: cases.MultiQueryPool, inputs: Tensors) -> Function:
+    """All tokens are projected, then each query weighs its channels of them."""
+
+    def run(x: torch.Tensor, queries: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        values = F.linear(x, value).unflatten(2, (len(queries), -1))
+        weights = _pooling_weights(x, queries)
+        return torch.einsum("bmn,bnmc->bmc", weights, values).flatten(1)
+
+    return run
+
+
+def pool_sdpa(case: cases.MultiQueryPool, inputs: Tensors) -> Function:
+    """``scaled_dot_product_attention`` of one query a head, which share their keys."""
+
+    def run(x: torch.Tensor, queries: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        values = F.linear(x, value).unflatten(2, (len(queries), -1)).transpose(1, 2)
+        heads = queries[None, :, None].expand(len(x), -1, -1, -1)
+        keys = x[:, None].expand(-1, len(queries), -1, -1)
+        return F.scaled_dot_product_attention(heads, keys, values).flatten(1)
+
+    return run
+
+
+def pool_first(case: cases.MultiQueryPool, inputs: Tensors) -> Function:
+    """The projection behind the pooling, where there is less to project."""
+
+    def run(x: torch.Tensor, queries: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        pooled = _pooling_weights(x, queries) @ x  # (B, M, D)
+        value = value.unflatten(0, (len(queries), -1))
+        return torch.einsum("bmd,mcd->bmc", pooled, value).flatten(1)
+
+    return run
+
+
+# Pooling of regions, and its inverse.
+
+
+def roi_align_torchvision(case: cases.RoIAlign, inputs: Tensors) -> Function:
+    """torchvision's operator; in fp32, as it runs under autocast."""
+    from torchvision.ops import roi_align
+
+    def run(x: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        sampling = case.bins, case.spatial_scale, case.sampling_ratio, True
+        return roi_align(x.float(), boxes, *sampling).to(x.dtype)
+
+    return run
+
+
+def _unpool_places(case: cases.RoIUnpool, corners: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Bins (R, side) at pixels along an axis, and whether pixels are inside and bins complete."""
+    pixel = torch.arange(case.side, device=corners.device)
+    first, end = (corners * case.spatial_scale - 0.5).ceil()[:, :, None].unbind(1)
+    place = (pixel - first) / (end - first) * case.bins
+    return place, (pixel >= first) & (pixel < end) & (place < case.bins - 1 + 1e-5)
+
+
+def roi_unpool_products(case: cases.RoIUnpool, inputs: Tensors) -> Function:
+    """Two products with matrices of the weights along each axis."""
+
+    def matrices(corners: torch.Tensor) -> torch.Tensor:
+        place, inside = _unpool_places(case, corners)
+        bins = torch.arange(case.bins, device=corners.device)
+        weight = (1 - (place[:, :, None] - bins).abs()).clamp(min=0)
+        return (weight * inside[:, :, None])[:, None]  # (R, 1, side, bins)
+
+    def run(rois: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        down, across = (matrices(boxes[:, axis::2]).to(rois.dtype) for axis in (1, 0))
+        return down @ rois @ across.transpose(-2, -1)
+
+    return run
+
+
+def roi_unpool_grid(case: cases.RoIUnpool, inputs: Tensors) -> Function:
+    """``grid_sample`` at the pixels' places, those without one far off the region."""
+
+    def run(rois: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        def places(corners: torch.Tensor) -> torch.Tensor:
+            place, inside = _unpool_places(case, corners)
+            return torch.where(inside, place.clamp(max=case.bins - 1) * 2 / (case.bins - 1) - 1, 9)
+
+        y, x = places(boxes[:, 1::2]), places(boxes[:, ::2])
+        grid = torch.stack(
+            [x[:, None].expand(-1, case.side, -1), y[:, :, None].expand(-1, -1, case.side)], -1
+        )
+        out = F.grid_sample(rois.float(), grid, align_corners=True)
+        return out.to(rois.dtype)
+
+    return run
