@@ -9,7 +9,6 @@ import pytest
 
 from visattn.tools import audit
 from visattn.zoo.benchmark.audit import TARGETS, occupancy
-from visattn.zoo.benchmark.cases import OPS
 
 
 def compile_in_another_process(*command, **kwargs):
