@@ -61,8 +61,9 @@ def parallel_for(
     try:
         work()
     finally:
-        # Nobody may return while a thread still writes to the caller's tensors.
-        errors = [other.exception() for other in others]
+        # Nobody may return while a thread still writes to the caller's tensors; those that have not
+        # begun have nothing left to do.
+        errors = [other.exception() for other in others if not other.cancel()]
     for error in errors:
         if error is not None:
             raise error
