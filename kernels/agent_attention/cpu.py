@@ -7,6 +7,7 @@ parts in scratch memory, once for all samples of a task.
 """
 
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -32,7 +33,6 @@ from .._simd import (
     exp,
     fma,
     get,
-    keep,
     load,
     load_lanes,
     log,
@@ -65,6 +65,7 @@ class _Split(NamedTuple):
     group: int  # samples of a task
     chunk: int  # tokens of a task
     block: int  # tokens worked on at once
+    row: int  # bytes of a row of logits
     groups: int
     chunks: int
 
@@ -77,7 +78,9 @@ def _split(batch, heads, tokens, agents, dim):
     # The more samples a bias is put together for, the better, while there are enough tasks.
     groups = max(1, min(batch, -(-TASKS // max(heads * chunks, 1))))
     group = max(1, min(-(-batch // groups), 8, 65536 // (agents * dim)))
-    return _Split(group, chunk, block, -(-batch // group), chunks)
+    # Rows have a vector to spare, and an odd number of them, to spread over the cache's sets.
+    row = 64 * ((block // LANES + 1) | 1)
+    return _Split(group, chunk, block, row, -(-batch // group), chunks)
 
 
 def _even_part(length, most):
@@ -93,7 +96,8 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
     dim = v.shape[3]
 
     split = _split(batch, heads, k.shape[2], count, dim)
-    bias, owner = _bias_arguments(key_bias, k.shape[2])
+    bias, owner = _bias_arguments(key_bias, k.shape[2], count, split.block)
+    places = _forward_places(_sizes(agents, k, v), split, bias)
     parts = _floats(split.chunks, batch, heads, count, dim)
     lse_parts = _floats(split.chunks, batch, heads, count)
     parallel_for(
@@ -101,11 +105,13 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
         split.groups * heads * split.chunks,
         _sizes(agents, k, v),
         tuple(split),
+        places,
         scales[0],
         *(_layout(agents), _layout(k), _layout(v)),
         bias,
         parts.data_ptr(),
         lse_parts.data_ptr(),
+        scratch=places[-1],
     )
     values, key_lse = parts[0], lse_parts[0]
     if split.chunks > 1:
@@ -116,7 +122,8 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
         )
 
     split = _split(batch, heads, q.shape[2], count, dim)
-    bias, owner = _bias_arguments(query_bias, q.shape[2])
+    bias, owner = _bias_arguments(query_bias, q.shape[2], count, split.block)
+    places = _forward_places(_sizes(agents, q, v), split, bias)
     out = _empty_by_token(q, dim, v.dtype)
     query_lse = _floats(*q.shape[:3])
     parallel_for(
@@ -124,11 +131,13 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
         split.groups * heads * split.chunks,
         _sizes(agents, q, v),
         tuple(split),
+        places,
         scales[1],
         *(_layout(agents), _layout(q), _layout(out)),
         bias,
         values.data_ptr(),
         query_lse.data_ptr(),
+        scratch=places[-1],
     )
     return out, values, key_lse, query_lse
 
@@ -142,7 +151,8 @@ def backward(grad, values, key_lse, query_lse, q, k, v, agents, key_bias, query_
     value_sums = _floats(query_split.chunks, *values.shape)
 
     def run(of_queries, split, scale, x, y, dx, dy, bias_parts, lse, agent_sums):
-        bias, owner = _bias_arguments(bias_parts, x.shape[2])
+        bias, owner = _bias_arguments(bias_parts, x.shape[2], agents.shape[2], split.block)
+        places = _backward_places(_sizes(agents, x, y), split, bias)
         sums = _bias_sums(bias_parts, split)
         parallel_for(
             _gradients,
@@ -150,6 +160,7 @@ def backward(grad, values, key_lse, query_lse, q, k, v, agents, key_bias, query_
             of_queries,
             _sizes(agents, x, y),
             tuple(split),
+            places,
             scale,
             *(_layout(agents), _layout(x), _layout(y), _layout(dx), _layout(dy)),
             bias,
@@ -159,6 +170,7 @@ def backward(grad, values, key_lse, query_lse, q, k, v, agents, key_bias, query_
             agent_sums.data_ptr(),
             value_sums.data_ptr(),
             query_split.chunks,
+            scratch=places[-1],
         )
         return _bias_gradients(sums, bias_parts)
 
@@ -197,23 +209,81 @@ def _layout(x):
     return DTYPE_CODES[x.dtype], x.data_ptr(), *(stride * size for stride in x.stride()[:-1])
 
 
-def _bias_arguments(parts, tokens):
-    """A bias as kernels take it, and what must outlive them."""
-    rows, columns, block, prefix = parts
-    if rows is None:
-        kind, sizes, taps = (ABSENT if block is None else DENSE), (tokens, 0, 0, 0, 0, 0), None
-    else:
+def _forward_places(sizes, split, bias):
+    """Where a task's scratch memory has what, in bytes, and its size.
+
+    Of each sample: agents, values, sums of weights by lanes, maxima. Then logits, a transposed
+    block of tokens, a block of rows, the bias of a block, and the bias in parts.
+    """
+    a_size, v_size, tile, rows, deep, wide = _matrix_sizes(sizes, split)
+    each = a_size, v_size, 64 * rows, 4 * rows
+    shared = tile, deep * split.row, 4 * wide * split.block, tile, bias[-1][-1]
+    return (0, *accumulate((*(split.group * size for size in each), *shared)))
+
+
+def _backward_places(sizes, split, bias):
+    """Where a task's scratch memory has what, in bytes, and its size.
+
+    Of each sample: agents, values, gradients of both, mean gradients of logits. Then logits, their
+    gradients, a transposed block of tokens, a block of rows, the bias of a block and its gradient,
+    and the bias in parts.
+    """
+    a_size, v_size, tile, rows, deep, wide = _matrix_sizes(sizes, split)
+    most = max(deep, wide)
+    each = a_size, v_size, a_size, v_size, 4 * rows
+    shared = tile, tile, most * split.row, 4 * most * split.block, tile, tile
+    return (0, *accumulate((*(split.group * size for size in each), *shared, bias[-1][-1])))
+
+
+def _matrix_sizes(sizes, split):
+    """Bytes of a sample's agents and values, and of logits; and padded agents and dimensions."""
+    rows, deep, wide = (padded.py_func(sizes[i]) for i in (2, 4, 5))
+    return 4 * rows * deep, 4 * rows * wide, rows * split.row, rows, deep, wide
+
+
+def _bias_arguments(parts, tokens, count, block):
+    """A bias as kernels take it, and what must outlive them.
+
+    The former is kind and sizes, a matrix of each part, and where scratch memory has what.
+    """
+    rows, columns, resized, prefix = parts
+    height = width = h = w = before = 0
+    kind, taps = (ABSENT if resized is None else DENSE), ()
+    if rows is not None:
+        height, width = rows.shape[2], columns.shape[2]
+        h, w = (0, 0) if resized is None else resized.shape[2:]
         before = 0 if prefix is None else prefix.shape[2]
-        shape = (0, 0) if block is None else block.shape[2:]
-        size = rows.shape[2], columns.shape[2]
-        kind, sizes, taps = IN_PARTS, (tokens, *size, *shape, before), _resizing(tuple(shape), size)
+        kind, taps = IN_PARTS, _resizing((h, w), (height, width))
     matrices = [x if x is None else _as_matrices(x) for x in parts]
     none = (0,) * 5
     arguments = (
-        (kind, *sizes, *((0, 0, 0) if taps is None else (x.ctypes.data for x in taps))),
+        (kind, tokens, height, width, h, w, before),
+        tuple(x.ctypes.data for x in taps) or (0, 0, 0),
         *(none if x is None else (*_layout(x), x.stride(2) * x.element_size()) for x in matrices),
+        _bias_places(kind, height, width, h, w, before, count, block),
     )
     return arguments, (matrices, taps)
+
+
+def _bias_places(kind, height, width, h, w, before, count, block):
+    """Where scratch memory has a head's bias and work on it, in bytes, and its size.
+
+    Rows (agents, H), columns (agents, W), the block (h, agents, w), the prefix (agents, P), as many
+    lines (lines, agents, w) of the vertically resized block as tokens worked on at once touch, and
+    the block as it is given, (agents, h * w).
+    """
+    if kind != IN_PARTS:
+        return (0,) * 7
+    line = padded.py_func(count) * _narrow(w)
+    matrices = (padded.py_func(count) * padded.py_func(x) for x in (height, width, before, h * w))
+    rows, columns, prefix, matrix = (x + LANES for x in matrices)
+    floats = rows, columns, h * line, prefix, (block // width + 2) * line, matrix
+    return (0, *(4 * x for x in accumulate(floats)))
+
+
+def _narrow(w):
+    """Floats of an agent's line of the block, and of the row's bias behind it."""
+    return padded.py_func(w + 1)
 
 
 def _as_matrices(x):
@@ -251,7 +321,7 @@ def _bias_sums(parts, split):
     sums = [x if x is None else _floats(tasks, *x.shape) for x in parts]
     if block is not None:
         heads, count, height, width = block.shape
-        sums[2] = _floats(tasks, heads, height, count, padded.py_func(width + 1))
+        sums[2] = _floats(tasks, heads, height, count, _narrow(width))
     return sums
 
 
@@ -298,15 +368,9 @@ def _add_up(begin, end, parts, source, source_part, source_row, columns, dtype, 
 
 
 @inline
-def _tile_row(block):
-    """Bytes of a row of logits: vectors to spare, and an odd number, which no cache set likes."""
-    return 64 * ((padded(block) // LANES + 1) | 1)
-
-
-@inline
 def _task(task, sizes, split):
     """Group, head and chunk of a task, and its ranges of samples and tokens."""
-    group, chunk, _, _, chunks = split
+    group, chunk, _, _, _, chunks = split
     i, c = divmod(task, chunks)
     g, head = divmod(i, sizes[1])
     samples = g * group, min((g + 1) * group, sizes[0])
@@ -373,12 +437,6 @@ def _logits(agents, x, sample, head, first, rows, count, dim, scale, transposed,
     _product(count, vectors, dim, left, right, (s, row), factor, False)
 
 
-@inline
-def _aligned(address):
-    """Next multiple of 64: vectors that straddle cache lines cost twice."""
-    return (address + 63) // 64 * 64
-
-
 @jit
 def _agents_in(x, samples, head, count, columns, target):
     """Copies the rows of all agents of each sample to floats."""
@@ -389,27 +447,9 @@ def _agents_in(x, samples, head, count, columns, target):
 
 
 @inline
-def _narrow(bias):
-    """Floats of an agent's line of the block, and of the row's bias behind it."""
-    return padded(bias[0][5] + 1)
-
-
-@inline
-def _bias_places(bias, count, block):
-    """Offsets in scratch memory, in floats, of a head's bias and of work on it; and of its end.
-
-    Rows (agents, H) lie at the start, then columns (agents, W), the block (h, agents, w), the
-    prefix (agents, P), and as many lines (lines, agents, w) of the vertically resized block, each
-    followed by the row's bias, as tokens worked on at once touch.
-    """
-    _, _, height, width, h, w, before, _, _, _ = bias[0]
-    rows, lines = padded(count), block // max(width, 1) + 2
-    columns = rows * padded(height)
-    resized = columns + rows * padded(width) + LANES
-    prefix = resized + h * count * _narrow(bias)
-    resized_lines = prefix + rows * padded(before)
-    matrix = resized_lines + lines * count * _narrow(bias)
-    return columns, resized, prefix, resized_lines, matrix, matrix + rows * padded(h * w) + LANES
+def _line(bias):
+    """Bytes of an agent's line of the block, and of the row's bias behind it."""
+    return 4 * padded(bias[0][5] + 1)
 
 
 @jit
@@ -424,32 +464,31 @@ def _matrix_in(x, head, count, first, tokens, target, target_row):
 
 
 @jit
-def _bias_in(bias, head, count, block, memory):
+def _bias_in(bias, head, count, memory):
     """Copies the parts of a head's bias to scratch memory."""
-    geometry, rows, columns, resized, prefix = bias
-    kind, _, height, width, h, w, before, _, _, _ = geometry
+    sizes, _, rows, columns, resized, prefix, places = bias
+    kind, _, height, width, h, w, before = sizes
     if kind == IN_PARTS:
-        places = _bias_places(bias, count, block)
         _matrix_in(rows, head, count, 0, height, memory, 4 * padded(height))
-        _matrix_in(columns, head, count, 0, width, memory + 4 * places[0], 4 * padded(width))
-        _matrix_in(prefix, head, count, 0, before, memory + 4 * places[2], 4 * padded(before))
-        matrix, row = memory + 4 * places[4], 4 * padded(h * w)
+        _matrix_in(columns, head, count, 0, width, memory + places[1], 4 * padded(width))
+        _matrix_in(prefix, head, count, 0, before, memory + places[3], 4 * padded(before))
+        matrix, row = memory + places[5], 4 * padded(h * w)
         _matrix_in(resized, head, count, 0, h * w, matrix, row)
         for y in range(h):
-            target = memory + 4 * (places[1] + y * count * _narrow(bias))
-            copy_in(FLOAT, matrix + 4 * y * w, row, count, w, target, 4 * _narrow(bias))
+            target = memory + places[2] + y * count * _line(bias)
+            copy_in(FLOAT, matrix + 4 * y * w, row, count, w, target, _line(bias))
 
 
 @jit
-def _fill_bias(bias, head, count, first, tokens, fill, memory, block, target, row):
+def _fill_bias(bias, head, count, first, tokens, fill, memory, target, row):
     """Puts the bias of all agents and a block of tokens together; ``fill`` follows the tokens."""
     kind = bias[0][0]
     if kind == ABSENT:
         clear(target, count * row // 4)
     elif kind == DENSE:
-        _matrix_in(bias[3], head, count, first, tokens, target, row)
+        _matrix_in(bias[4], head, count, first, tokens, target, row)
     else:
-        _put_together(bias, count, first, tokens, memory, block, target, row)
+        _put_together(bias, count, first, tokens, memory, target, row)
     if tokens % LANES > 0:
         for i in range(count):
             store(target + i * row + 4 * tokens, broadcast(fill))
@@ -462,26 +501,27 @@ def _lines(begin, end, width):
 
 
 @jit
-def _put_together(bias, count, first, tokens, memory, block, target, row):
+def _put_together(bias, count, first, tokens, memory, target, row):
     """Bias (agents, tokens) of a block of tokens from that of rows, columns, block and prefix."""
-    _, _, height, width, h, w, before, taps_y, taps_x, _ = bias[0]
-    columns, resized, prefix, lines, _, _ = _bias_places(bias, count, block)
-    agent, column_row, tap_row = 4 * _narrow(bias), 4 * padded(width), 4 * padded(width + LANES)
+    _, _, height, width, h, w, before = bias[0]
+    taps_y, taps_x, _ = bias[1]
+    _, columns, resized, prefix, at_lines, _, _ = bias[6]
+    agent, column_row, tap_row = _line(bias), 4 * padded(width), 4 * padded(width + LANES)
+    line, at_lines = count * agent, memory + at_lines
     begin, end = first - before, first - before + tokens
     top, bottom = _lines(begin, end, width)
     for i in range(count):
         for j in range(first, min(before, first + tokens)):
-            value = get(memory + 4 * (prefix + i * padded(before) + j))
+            value = get(memory + prefix + 4 * (i * padded(before) + j))
             put(target + i * row + 4 * (j - first), value)
-    at_lines, line = memory + 4 * lines, count * agent
     if w > 0:
-        left, right = (taps_y + 4 * top * h, 4 * h, 4), (memory + 4 * resized, line)
+        left, right = (taps_y + 4 * top * h, 4 * h, 4), (memory + resized, line)
         _product(bottom - top, line // 64, h, left, right, (at_lines, line), ONE, False)
     for y in range(top, bottom):
         at_line = at_lines + (y - top) * line
         start, stop = max(begin - y * width, 0), min(end - y * width, width)
         # Vectors that reach over the end of a line are followed by those of the next line.
-        place, source = target + 4 * (y * width + start - begin), memory + 4 * (columns + start)
+        place, source = target + 4 * (y * width + start - begin), memory + columns + 4 * start
         for i in range(count):
             put(at_line + i * agent + 4 * w, get(memory + 4 * (i * padded(height) + y)))
             for x in range(0, 4 * (stop - start), 64):
@@ -500,9 +540,9 @@ def _clear_floats(target, count):
 @jit
 def _clear_bias_sums(bias, sums, index, count):
     """Clears the sums of the gradient of bias parts of the ``index``-th task and head."""
-    kind, _, height, width, h, _, before, _, _, _ = bias[0]
+    kind, _, height, width, h, _, before = bias[0]
     if kind == IN_PARTS:
-        area = h * _narrow(bias)
+        area = h * _line(bias) // 4
         _clear_floats(sums[0] + 4 * index * count * height, count * height)
         _clear_floats(sums[1] + 4 * index * count * width, count * width)
         _clear_floats(sums[2] + 4 * index * count * area, count * area)
@@ -510,11 +550,11 @@ def _clear_bias_sums(bias, sums, index, count):
 
 
 @jit
-def _add_to_bias_sums(bias, sums, index, count, first, tokens, memory, block, grad, row):
+def _add_to_bias_sums(bias, sums, index, count, first, tokens, memory, grad, row):
     """Adds the gradient (agents, tokens) of a block of bias to the sums of its parts."""
-    _, _, height, width, h, w, before, taps_y, _, taps_x = bias[0]
-    at_lines = memory + 4 * _bias_places(bias, count, block)[3]
-    agent = 4 * _narrow(bias)
+    _, _, height, width, h, w, before = bias[0]
+    taps_y, _, taps_x = bias[1]
+    agent, at_lines = _line(bias), memory + bias[6][4]
     line = count * agent
     begin, end = first - before, first - before + tokens
     top, bottom = _lines(begin, end, width)
@@ -594,33 +634,23 @@ def _softmax_columns(s, bias, row, count, tokens, lse):
 
 
 @jit
-def _aggregate(begin, end, sizes, split, scale, agents, k, v, bias, values, lse):
+def _aggregate(begin, end, scratch, sizes, split, places, scale, agents, k, v, bias, values, lse):
     """The agents' values by a chunk of keys, and the log-sum-exp of its logits."""
     batch, all_heads, count, _, dim, dim_v = sizes
-    group, _, block, _, _ = split
-    deep, wide, rows = padded(dim), padded(dim_v), padded(count)
-    row, a_row, v_row = _tile_row(block), 4 * deep, 4 * wide
-    a_size, v_size, tile = rows * a_row, rows * v_row, rows * row
-    size = group * (a_size + v_size + 68 * rows) + 2 * tile + deep * row + block * v_row
-    scratch = np.empty(LANES + size // 4 + _bias_places(bias, count, block)[5], np.float32)
-    at_agents = _aligned(scratch.ctypes.data)
-    at_values = at_agents + group * a_size
-    totals = at_values + group * v_size
-    tops = totals + group * 64 * rows
-    at_s = tops + group * 4 * rows
-    at_k = at_s + tile
-    at_v = at_k + deep * row
-    at_bias = at_v + block * v_row
-    parts = at_bias + tile
+    wide, rows, block, row = padded(dim_v), padded(count), split[2], split[3]
+    a_size, v_row, v_size = 4 * rows * padded(dim), 4 * wide, 4 * rows * wide
+    at_agents, at_values, totals = scratch, scratch + places[1], scratch + places[2]
+    tops, at_s, at_k = scratch + places[3], scratch + places[4], scratch + places[5]
+    at_v, at_bias, parts = scratch + places[6], scratch + places[7], scratch + places[8]
     for task in range(begin, end):
         _, head, chunk, samples, tokens = _task(task, sizes, split)
         _agents_in(agents, samples, head, count, dim, at_agents)
-        _bias_in(bias, head, count, block, parts)
+        _bias_in(bias, head, count, parts)
         for start in range(tokens[0], tokens[1], block):
             length, first = min(block, tokens[1] - start), start == tokens[0]
             # Logits of -inf fill up the last vector.
             fill = np.float32(-np.inf)
-            _fill_bias(bias, head, count, start, length, fill, parts, block, at_bias, row)
+            _fill_bias(bias, head, count, start, length, fill, parts, at_bias, row)
             for b in range(samples[0], samples[1]):
                 slot = b - samples[0]
                 a, sums = at_agents + slot * a_size, at_values + slot * v_size
@@ -652,7 +682,6 @@ def _aggregate(begin, end, sizes, split, scale, agents, k, v, bias, values, lse)
                 put(lse + 4 * (place + i), top + np.log(total))
             source, target = at_values + slot * v_size, values + 4 * place * dim_v
             copy_out(FLOAT, source, v_row, count, dim_v, target, 4 * dim_v)
-    keep(scratch)
 
 
 @jit
@@ -676,32 +705,24 @@ def _combine(chunks, rows, dim, values, lse, out, out_lse):
 
 
 @jit
-def _broadcast(begin, end, sizes, split, scale, agents, q, out, bias, values, lse):
+def _broadcast(begin, end, scratch, sizes, split, places, scale, agents, q, out, bias, values, lse):
     """A chunk of the output, and the log-sum-exp of its logits."""
     _, all_heads, count, all_tokens, dim, dim_v = sizes
-    group, _, block, _, _ = split
-    deep, wide, rows = padded(dim), padded(dim_v), padded(count)
-    row, a_row, v_row = _tile_row(block), 4 * deep, 4 * wide
-    a_size, v_size, tile = rows * a_row, rows * v_row, rows * row
-    size = group * (a_size + v_size) + 2 * tile + deep * row + block * v_row
-    scratch = np.empty(LANES + size // 4 + _bias_places(bias, count, block)[5], np.float32)
-    at_agents = _aligned(scratch.ctypes.data)
-    at_values = at_agents + group * a_size
-    at_s = at_values + group * v_size
-    at_q = at_s + tile
-    at_out = at_q + deep * row
-    at_bias = at_out + block * v_row
-    parts = at_bias + tile
+    wide, rows, block, row = padded(dim_v), padded(count), split[2], split[3]
+    a_size, v_row, v_size = 4 * rows * padded(dim), 4 * wide, 4 * rows * wide
+    at_agents, at_values = scratch, scratch + places[1]
+    at_s, at_q, at_out = scratch + places[4], scratch + places[5], scratch + places[6]
+    at_bias, parts = scratch + places[7], scratch + places[8]
     matrix = 4 * count * dim_v
     values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v)
     for task in range(begin, end):
         _, head, _, samples, tokens = _task(task, sizes, split)
         _agents_in(agents, samples, head, count, dim, at_agents)
         _agents_in(values, samples, head, count, dim_v, at_values)
-        _bias_in(bias, head, count, block, parts)
+        _bias_in(bias, head, count, parts)
         for start in range(tokens[0], tokens[1], block):
             length, fill = min(block, tokens[1] - start), np.float32(0)
-            _fill_bias(bias, head, count, start, length, fill, parts, block, at_bias, row)
+            _fill_bias(bias, head, count, start, length, fill, parts, at_bias, row)
             for b in range(samples[0], samples[1]):
                 slot = b - samples[0]
                 a, y = at_agents + slot * a_size, (at_values + slot * v_size, v_row)
@@ -712,7 +733,6 @@ def _broadcast(begin, end, sizes, split, scale, agents, q, out, bias, values, ls
                 _softmax_columns(at_s, at_bias, row, count, length, place)
                 weights = (at_s, row)
                 _product_out(out, b, head, start, length, dim_v, count, weights, y, ONE, at_out)
-    keep(scratch)
 
 
 @jit
@@ -758,9 +778,11 @@ def _column_gradients(s, g, bias, bias_grad, row, count, tokens, lse):
 def _gradients(
     begin,
     end,
+    scratch,
     of_queries,
     sizes,
     split,
+    places,
     scale,
     agents,
     x,
@@ -783,31 +805,20 @@ def _gradients(
     the agents' gradients are left in ``agent_sums``.
     """
     batch, all_heads, count, all_tokens, dim, dim_v = sizes
-    group, _, block, _, chunks = split
-    deep, wide, rows = padded(dim), padded(dim_v), padded(count)
-    row, a_row, v_row, t_row = _tile_row(block), 4 * deep, 4 * wide, 4 * max(deep, wide)
-    a_size, v_size, tile = rows * a_row, rows * v_row, rows * row
-    size = group * (2 * (a_size + v_size) + 4 * rows) + 4 * tile + t_row // 4 * row + block * t_row
-    scratch = np.empty(LANES + size // 4 + _bias_places(bias, count, block)[5], np.float32)
-    at_agents = _aligned(scratch.ctypes.data)
-    at_values = at_agents + group * a_size
-    a_sums = at_values + group * v_size
-    v_sums = a_sums + group * a_size
-    deltas = v_sums + group * v_size
-    at_s = deltas + group * 4 * rows
-    at_g = at_s + tile
-    at_t = at_g + tile
-    buffer = at_t + t_row // 4 * row
-    at_bias = buffer + block * t_row
-    bias_grad = at_bias + tile
-    parts = bias_grad + tile
+    deep, wide, rows, block, row = padded(dim), padded(dim_v), padded(count), split[2], split[3]
+    a_row, v_row, a_size, v_size = 4 * deep, 4 * wide, 4 * rows * deep, 4 * rows * wide
+    group, chunks = split[0], split[5]
+    at_agents, at_values, a_sums = scratch, scratch + places[1], scratch + places[2]
+    v_sums, deltas, at_s = scratch + places[3], scratch + places[4], scratch + places[5]
+    at_g, at_t, buffer = scratch + places[6], scratch + places[7], scratch + places[8]
+    at_bias, bias_grad, parts = scratch + places[9], scratch + places[10], scratch + places[11]
     matrix = 4 * count * dim_v
     values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v)
     factor = np.float32(scale)
     for task in range(begin, end):
         g, head, chunk, samples, tokens = _task(task, sizes, split)
         _agents_in(agents, samples, head, count, dim, at_agents)
-        _bias_in(bias, head, count, block, parts)
+        _bias_in(bias, head, count, parts)
         clear(a_sums, group * (a_size + v_size) // 4)
         if of_queries:
             _agents_in(values, samples, head, count, dim_v, at_values)
@@ -830,8 +841,8 @@ def _gradients(
             length = min(block, tokens[1] - start)
             vectors = padded(length) // LANES
             fill = np.float32(0) if of_queries else np.float32(-np.inf)
-            _fill_bias(bias, head, count, start, length, fill, parts, block, at_bias, row)
-            clear(bias_grad, tile // 4)
+            _fill_bias(bias, head, count, start, length, fill, parts, at_bias, row)
+            clear(bias_grad, count * row // 4)
             for b in range(samples[0], samples[1]):
                 slot, place = b - samples[0], b * all_heads + head
                 a, v = (at_agents + slot * a_size, a_row), (at_values + slot * v_size, v_row)
@@ -864,7 +875,7 @@ def _gradients(
                 copy_out(FLOAT, bias_grad, row, count, length, target, 4 * all_tokens)
             elif bias[0][0] == IN_PARTS:
                 _add_to_bias_sums(
-                    bias, bias_sums, part, count, start, length, parts, block, bias_grad, row
+                    bias, bias_sums, part, count, start, length, parts, bias_grad, row
                 )
         for b in range(samples[0], samples[1]):
             slot = b - samples[0]
@@ -874,4 +885,3 @@ def _gradients(
             if of_queries:
                 source, target = v_sums + slot * v_size, value_sums + 4 * place * dim_v
                 copy_out(FLOAT, source, v_row, count, dim_v, target, 4 * dim_v)
-    keep(scratch)
