@@ -3,12 +3,18 @@
 from .agent_attention import AgentBias, agent_attention
 from .bilevel_routing_attention import bilevel_routing_attention, route_regions
 from .dispatch import use_impl
+from .neighborhood_attention import neighborhood_attention
+from .roi_align import roi_align
+from .roi_unpool import roi_unpool
 from .window_attention import window_attention
 
 __all__ = [
     "AgentBias",
     "agent_attention",
     "bilevel_routing_attention",
+    "neighborhood_attention",
+    "roi_align",
+    "roi_unpool",
     "route_regions",
     "use_impl",
     "window_attention",

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .._library import register_operator
-from ..dispatch import cast_for_autocast, choose, cpu_can_run, triton_can_run
+from ..dispatch import cast_for_autocast, choose, cpu_can_run
 from . import reference
 from .reference import AgentBias
 
@@ -73,7 +73,6 @@ def agent_attention(
         "agent_attention",
         impl,
         {
-            "triton": lambda: triton_can_run(*tensors),
             "cpu": lambda: cpu_can_run(*tensors),
         },
     )
@@ -137,11 +136,11 @@ def _bias_parts(
 
 
 def _implementation(impl: str) -> Any:
-    if impl == "cpu":
-        from . import cpu as module
-    else:
-        from . import triton as module
-    return module
+    if impl != "cpu":
+        raise ValueError(f"no operator runs with impl={impl!r}")
+    from . import cpu
+
+    return cpu
 
 
 def _forward(q, k, v, agents, *rest):

@@ -1,0 +1,776 @@
+"""Neighborhood attention on the CPU by windows that slide along rows.
+
+Queries lie in the lanes, 16 neighbors along the last axis, and so do logits, one vector for each
+slot of the window. Maps are brought to rows of (dim, position) floats, where the keys at one offset
+from 16 queries are a vector: no product is wasted on keys outside the windows, and the softmax
+needs nothing across lanes. Near a border, where windows stop moving with their queries, some lanes
+have the same key. Rows of queries that are worked on together share what is read of the keys.
+
+Rows of keys and queries are kept in rings as long as other rows need them. In the backward pass the
+probabilities and the gradients of logits go to planes, one for each offset from query to key, zero
+where there is no such pair; from there each key row gathers its gradients.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .._blocks import (
+    clear,
+    copy_in,
+    copy_in_transposed,
+    copy_out,
+    copy_out_transposed,
+    padded,
+    write,
+)
+from .._jit import inline, jit
+from .._simd import F32, LANES, broadcast, get, get_int, keep, load, prefetch, put, select, store
+from . import _plan
+from ._maps import LOG2E, VECTOR, axis, axis_variant, origin, softmax, softmax_gradient
+from ._plan import BLOCK
+from ._tile import UNIFORM, call_tiles, lanes_of
+
+__all__ = ["Scratch", "backward", "forward", "scratch"]
+
+INFINITY = np.float32(np.inf)
+ONE = np.float32(1)
+ZERO = np.float32(0)
+LEFT = VECTOR
+"""Bytes before position 0 of a row: tiles read up to 15 lanes beyond what they need."""
+
+
+class Scratch(NamedTuple):
+    """Where things are in a thread's memory, in bytes; keys and values come first."""
+
+    ring: int
+    """Rows of keys that are kept."""
+    query_ring: int
+    """Blocks of rows of queries that are kept."""
+    key_pitch: int
+    query_pitch: int
+    plane_pitch: int
+    deep: int
+    """Floats of a position."""
+    offsets: int
+    vectors: int
+    """Vectors of a row of the bias, of ``bias_rows``, one for each row of a window and shift."""
+    bias_rows: int
+    reach: int
+    """Most key rows that a block of query rows sees in a plane."""
+    key_row: int
+    query_row: int
+    plane_row: int
+    s_row: int
+    sum_row: int
+    queries: int
+    planes: int
+    rings_end: int
+    s: int
+    sums: int
+    bias: int
+    dbias: int
+    extra: int
+    tokens: int
+    stats: int
+    size: int
+
+
+@lru_cache(256)
+def scratch(
+    rules: tuple[tuple, tuple, tuple], dim: int, extra: int, biased: bool, backward: bool
+) -> Scratch:
+    """Layout of the memory for windows by the rules (arguments of ``_plan.rows``) of three axes."""
+    depth, height, width = rules
+    kernel_z, kernel_y, _ = (rule[1] for rule in rules)
+    columns = _plan.columns(*width, backward)
+    bands = columns.bands
+    keys, queries = (
+        _up((bands[f"{name}_end"] - bands[name]).max(), LANES) for name in ("key", "query")
+    )
+    slots = int(columns.tiles["slots"].max())
+    vectors, offsets = int(bands["vectors"].max()), int(bands["offsets"].max())
+    ring, query_ring = _plan.rings(depth, height)
+    if not backward:
+        query_ring = 1
+    key_pitch = _pitch(LEFT + F32 * (keys + slots + LANES))
+    query_pitch = _pitch(LEFT + F32 * (queries + LANES))
+    high = bands["low"] + bands["offsets"]
+    plane_pitch = _pitch(F32 * (int((bands["margin"] + high).max()) + queries + LANES))
+    deep = _up(dim, LANES)
+    bias_rows = (2 * kernel_z - 1) * (2 * kernel_y - 1) if biased else 1
+    reach = min(2 * kernel_y + BLOCK, max(_plan.lengths(height[0], height[2])))
+    key_row, query_row, sum_row = deep * key_pitch, deep * query_pitch, deep * VECTOR
+    plane_row = kernel_z * kernel_y * offsets * plane_pitch if backward else 0
+    s_row = (kernel_z * reach * slots + extra) * VECTOR
+    # Keys have values beside them; in backward, queries have output gradients, planes of
+    # probabilities those of logits' gradients, logits and additional keys their gradients.
+    both = 2 if backward else 1
+    sizes = {
+        "keys": ring * 2 * key_row,
+        "queries": query_ring * BLOCK * both * query_row,
+        "planes": query_ring * BLOCK * both * plane_row,
+        "s": both * BLOCK * s_row,
+        "sums": BLOCK * sum_row + VECTOR,
+        "bias": bias_rows * vectors * VECTOR,
+        "dbias": bias_rows * vectors * VECTOR if backward else 0,
+        "extra": both * 2 * F32 * extra * deep + VECTOR,
+        "tokens": sum_row if backward else 0,
+        "stats": (1 + BLOCK) * VECTOR,
+    }
+    ends = dict(
+        zip(sizes, np.cumsum([_up(size, VECTOR) for size in sizes.values()]).tolist(), strict=True)
+    )
+    begins = {name: end - _up(sizes[name], VECTOR) for name, end in ends.items()}
+    return Scratch(
+        ring,
+        query_ring,
+        key_pitch,
+        query_pitch,
+        plane_pitch,
+        deep,
+        offsets,
+        vectors,
+        bias_rows,
+        reach,
+        key_row,
+        query_row,
+        plane_row,
+        s_row,
+        sum_row,
+        begins["queries"],
+        begins["planes"],
+        ends["planes"],
+        *(begins[name] for name in ("s", "sums", "bias", "dbias", "extra", "tokens", "stats")),
+        ends["stats"],
+    )
+
+
+def _up(count: int, unit: int) -> int:
+    return -(-int(count) // unit) * unit
+
+
+def _pitch(size: int) -> int:
+    """Bytes of a row of ``size``: an odd number of cache lines, to spread over the cache's sets."""
+    return (_up(size, VECTOR) // VECTOR | 1) * VECTOR
+
+
+@jit
+def _ask_for(tensor, base, g, lines, end, height, tile):
+    """Prefetches positions of a tile in rows ``lines`` to ``end``."""
+    size = g.dim * (F32 if tensor.dtype == 0 else 2)
+    for i in range(lines, end):
+        place = _row_place(tensor, base, g, i // height, i % height, tile.query)
+        for _ in range(tile.count):
+            for at in range(0, size, VECTOR):
+                prefetch(place + at)
+            place += g.step_x * tensor.x
+
+
+@jit
+def _scores(
+    call, tile, z0, z1, y0, y1, rows, dim, q, q_row, q_pitch, zero, table, shift, k_pitch, s, s_row
+):
+    """Inner products of queries with the keys of their windows, (row, key row, slot, lane).
+
+    Query rows ``y0 <= y < y1`` see key rows from ``rows.start[y]`` to ``rows.end[y]`` of each plane
+    from ``z0`` to ``z1``; slots of all of them count from ``rows.start[y0]``.
+    """
+    first, last = rows.start[y0], rows.end[y1 - 1]
+    low, high = y0, y0
+    for r in range(first, last):
+        while rows.end[low] <= r:
+            low += 1
+        while high < y1 and rows.start[high] <= r:
+            high += 1
+        for z in range(z0, z1):
+            place = s + ((z - z0) * (last - first) + r - first) * tile.slots * VECTOR
+            call_tiles(
+                call, high - low, tile.slots, tile.edges, 1, dim,
+                zero, q + (low - y0) * q_row, q_row, q_pitch,
+                table + 8 * (z * rows.count + r), shift, 4, k_pitch,
+                4 * tile.shift0, tile.mask0, 4 * tile.shift1, tile.mask1,
+                place + (low - y0) * s_row, s_row, VECTOR, 0,
+            )  # fmt: skip
+
+
+@jit
+def _weighted(
+    call, tile, z0, z1, y0, y1, rows, dim, p, p_row, starts, table, shift, pitch, sums, sums_row
+):
+    """Sums of the values of windows, weighted by the slots of ``_scores``: (row, dim, lane).
+
+    ``starts`` has space for addresses of weights and values, one for each row of a window.
+    """
+    first, last = rows.start[y0], rows.end[y1 - 1]
+    for n in range(y1 - y0):
+        clear(sums + n * sums_row, dim * LANES)
+    low, high, r = y0, y0, first
+    while r < last:
+        while rows.end[low] <= r:
+            low += 1
+        while high < y1 and rows.start[high] <= r:
+            high += 1
+        # Key rows from here on that the same query rows see.
+        end = rows.end[low] if high == y1 else min(rows.end[low], rows.start[high])
+        outer = 0
+        for z in range(z0, z1):
+            for key in range(r, end):
+                at = (z - z0) * (last - first) + key - first
+                starts[0, outer] = p + at * tile.slots * VECTOR
+                starts[1, outer] = get_int(table + 8 * (z * rows.count + key))
+                outer += 1
+        call_tiles(
+            call, high - low, dim, tile.edges, outer, tile.slots,
+            starts[0].ctypes.data, (low - y0) * p_row, p_row, VECTOR,
+            starts[1].ctypes.data, shift, pitch, 4,
+            4 * tile.shift0, tile.mask0, 4 * tile.shift1, tile.mask1,
+            sums + (low - y0) * sums_row, sums_row, VECTOR, 1,
+        )  # fmt: skip
+        r = end
+
+
+@jit
+def _gathered(
+    call, tile, z, r0, r1, depth, rows, dim, planes, kernel_y, offsets, starts, table, shift, pitch,
+    plane_shift, plane_pitch, sums, sums_row,
+):  # fmt: skip
+    """Sums of the queries that see keys, weighted by planes of offsets: (key row, dim, lane).
+
+    Key rows ``r0 <= r < r1`` of plane ``z`` are seen by query rows from ``rows.query[r]`` to
+    ``rows.query_end[r]`` of planes from ``depth.query[z]`` to ``depth.query_end[z]``.
+    """
+    for n in range(r1 - r0):
+        clear(sums + n * sums_row, dim * LANES)
+    by_row = offsets * plane_pitch
+    y, last = rows.query[r0], rows.query_end[r1 - 1]
+    while y < last:
+        # Query rows from here on that see the same of these key rows.
+        low, high = max(rows.start[y], r0), min(rows.end[y], r1)
+        end = y + 1
+        while end < last and (max(rows.start[end], r0) == low and min(rows.end[end], r1) == high):
+            end += 1
+        outer = 0
+        for zq in range(depth.query[z], depth.query_end[z]):
+            for query in range(y, end):
+                line = zq * rows.count + query
+                at = (z - depth.start[zq]) * kernel_y + low - rows.start[query]
+                starts[0, outer] = get_int(planes + 8 * line) + at * by_row
+                starts[1, outer] = get_int(table + 8 * line)
+                outer += 1
+        call_tiles(
+            call, high - low, dim, 0, outer, tile.high - tile.low + 1,
+            starts[0].ctypes.data, plane_shift, by_row, plane_pitch,
+            starts[1].ctypes.data, shift, pitch, -4,
+            0, 0, 0, 0,
+            sums + (low - r0) * sums_row, sums_row, VECTOR, 1,
+        )  # fmt: skip
+        y = end
+
+
+@jit
+def _extra_scores(call, rows, g, q, q_row, q_pitch, zero, keys, s, s_row):
+    """Inner products of query rows with additional keys: (row, key, lane)."""
+    if g.extra > 0:
+        at = zero.ctypes.data
+        call_tiles(
+            call, rows, g.extra, UNIFORM, 1, g.dim,
+            at, q, q_row, q_pitch,
+            at, keys, 4 * padded(g.dim), 4,
+            0, 0, 0, 0,
+            s, s_row, VECTOR, 0,
+        )  # fmt: skip
+
+
+@jit
+def _extra_weighted(call, rows, g, p, p_row, zero, values, sums, sums_row):
+    """Adds additional values weighted by ``p`` (row, value, lane): (row, dim, lane)."""
+    if g.extra > 0:
+        at = zero.ctypes.data
+        call_tiles(
+            call, rows, g.dim, UNIFORM, 1, g.extra,
+            at, p, p_row, VECTOR,
+            at, values, 4, 4 * padded(g.dim),
+            0, 0, 0, 0,
+            sums, sums_row, VECTOR, 1,
+        )  # fmt: skip
+
+
+@jit
+def _extra_gathered(call, g, queries, place, p, count, zero, tokens, sums):
+    """Adds the sums of ``count`` queries weighted by ``p`` (key, lane): (key, dim)."""
+    at, row = zero.ctypes.data, F32 * padded(g.dim)
+    copy_in(queries.dtype, place, g.step_x * queries.x, count, g.dim, tokens, row)
+    call_tiles(
+        call, row // VECTOR, g.extra, UNIFORM, 1, count,
+        at, tokens, VECTOR, row,
+        at, p, VECTOR, F32,
+        0, 0, 0, 0,
+        sums, VECTOR, row, 1,
+    )  # fmt: skip
+
+
+@jit
+def _to_planes(tile, low, s, change, planes, plane, count, row, target, target_change, by_plane,
+               by_row, pitch):  # fmt: skip
+    """Copies what slots hold to planes of offsets, there to the lanes of the keys.
+
+    What is ``change`` bytes behind goes to what is ``target_change`` bytes behind.
+    """
+    offset = tile.key - tile.query
+    begin, end = max(tile.low - offset, 0), min(tile.high - offset + 1, tile.slots)
+    regular, zero = lanes_of(tile.regular), broadcast(ZERO)
+    # One offset further is the next plane, and the next lane.
+    step = pitch + F32
+    for z in range(planes):
+        for r in range(count):
+            source = s + z * plane + r * row
+            place = target + z * by_plane + r * by_row - low * pitch
+            for o in range(tile.low, tile.high + 1):
+                if o - offset < begin or o - offset >= end:
+                    store(place + o * step, zero)
+                    store(place + target_change + o * step, zero)
+            for t in range(begin, end):
+                at = place + (offset + t) * step
+                store(at, select(regular, load(source + t * VECTOR), zero))
+                store(at + target_change, select(regular, load(source + change + t * VECTOR), zero))
+            for lane in range(tile.count):
+                if tile.regular >> lane & 1:
+                    continue
+                shift = tile.shift0 if tile.mask0 >> lane & 1 else tile.shift1
+                moved = offset + shift - lane
+                for t in range(max(tile.low - moved, 0), min(tile.high - moved + 1, tile.slots)):
+                    at = place + (moved + t) * step + F32 * lane
+                    put(at, get(source + t * VECTOR + F32 * lane))
+                    put(at + target_change, get(source + change + t * VECTOR + F32 * lane))
+
+
+@jit
+def _write_lanes(source, count, target, step):
+    """Copies lanes to floats ``step`` bytes apart."""
+    if step == 4:
+        write(0, target, load(source), count)
+    else:
+        for lane in range(count):
+            put(target + lane * step, get(source + 4 * lane))
+
+
+@jit
+def _read_lanes(source, count, step, target):
+    """Copies floats ``step`` bytes apart to lanes, zeros to the others."""
+    store(target, broadcast(ZERO))
+    for lane in range(count):
+        put(target + 4 * lane, get(source + lane * step))
+
+
+@jit
+def _expand_bias(rpb, head, lanes, band, w, target):
+    """Writes the bias (row of a window, slot, lane) to the base 2; -inf where a slot is void."""
+    for r in range(w.bias_rows):
+        for i in range(band.vectors):
+            place = target + (r * w.vectors + i) * VECTOR
+            for lane in range(LANES):
+                index = lanes[band.vector + i, lane]
+                value = -INFINITY if index < 0 else ZERO
+                if index >= 0 and len(rpb) > 0:
+                    value = rpb[head, r, index] * LOG2E
+                put(place + F32 * lane, value)
+
+
+@jit
+def _reduce_bias(dbias, tiles, band, lanes, w, sums):
+    """Adds the gradients of what ``_expand_bias`` writes to those of the table (row, index)."""
+    for r in range(w.bias_rows):
+        for i in range(band.tile, band.tile + band.tiles):
+            tile = tiles[i]
+            first = max(band.first - tile.query, 0)
+            end = min(band.end - tile.query, tile.count)
+            for t in range(tile.slots):
+                place = dbias + (r * w.vectors + tile.vector - band.vector + t) * VECTOR
+                for lane in range(first, end):
+                    index = lanes[tile.vector + t, lane]
+                    if index >= 0:
+                        sums[r, index] += get(place + F32 * lane)
+
+
+@inline
+def _share(index, length, count):
+    """Begin of one of ``count`` even shares."""
+    return index * length // count
+
+
+@inline
+def _decode(task, g, bands):
+    """Head, band, batch and group of a task; neighboring tasks share most of the bias."""
+    rest, gy = task // g.step_y, task % g.step_y
+    rest, gz = rest // g.step_z, rest % g.step_z
+    rest, b = rest // g.batch, rest % g.batch
+    rest, gx = rest // g.step_x, rest % g.step_x
+    return rest // bands, rest % bands, b, gz, gy, gx
+
+
+@inline
+def _bias_of(tile, band, g, w, z0, z, y, rows, biased):
+    """Where, in the bias, the first row is that a query row sees in a tile; 0 where it is all 0."""
+    if biased:
+        row = (z0 - z + g.kernel_z - 1) * (2 * g.kernel_y - 1) + rows.start[y] - y + g.kernel_y - 1
+        return w.bias + (row * w.vectors + tile.vector - band.vector) * VECTOR
+    if tile.masked:
+        return w.bias + (tile.vector - band.vector) * VECTOR
+    return 0
+
+
+@inline
+def _row_place(tensor, base, g, z, y, x):
+    """Address of a position of a group."""
+    return base + z * g.step_z * tensor.z + y * g.step_y * tensor.y + x * g.step_x * tensor.x
+
+
+@inline
+def _lse_place(lse, g, b, h, gz, gy, gx, z, y, x):
+    plane = (b * g.heads + h) * g.depth + gz + z * g.step_z
+    row = plane * g.height + gy + y * g.step_y
+    return lse + F32 * (row * g.width + gx + x * g.step_x)
+
+
+@jit
+def _copy_rows(tensors, bases, g, lines, end, height, first, last, table, beside, pitch):
+    """Brings rows of two maps to the places in a table, the second ``beside`` bytes further."""
+    for i in range(lines, end):
+        target = get_int(table + 8 * i) + LEFT
+        for n in range(2):
+            tensor, step = tensors[n], g.step_x * tensors[n].x
+            place = _row_place(tensor, bases[n], g, i // height, i % height, first)
+            copy_in_transposed(tensor.dtype, place, step, last - first, g.dim, target, pitch)
+            target += beside
+
+
+@jit
+def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra_k, extra_v, depth,
+            height, columns, shares):  # fmt: skip
+    """Output and log-sum-exp of tasks: shares of the rows of a band of a group of a head."""
+    bands, tiles, _, lanes = columns
+    factor = np.float32(scale * LOG2E)
+    at_q, at_s, at_sums = memory + w.queries, memory + w.s, memory + w.sums
+    at_extra, at_stats = memory + w.extra, memory + w.stats
+    extra_size = F32 * g.extra * w.deep
+    biased = len(rpb) > 0
+    by_row = w.vectors * VECTOR if biased else 0
+    by_plane = by_row * (2 * g.kernel_y - 1)
+    lines = np.empty(depth[0].shape[1] * height[0].shape[1], np.int64)
+    for i in range(len(lines)):
+        lines[i] = memory + i % w.ring * 2 * w.key_row
+    starts = np.empty((2, g.kernel_z * w.reach), np.int64)
+    zero = np.zeros(1, np.int64)
+    known, known_extra = (-1, -1, -1), (-1, -1)
+
+    for task in range(begin, end):
+        h, at_band, b, gz, gy, gx = _decode(task // shares, g, bands.shape[1])
+        zs = axis(depth, gz, g.depth, g.step_z)
+        ys = axis(height, gy, g.height, g.step_y)
+        variant = axis_variant(gx, g.width, g.step_x)
+        band = bands[variant, at_band]
+        if known != (h, variant, at_band):
+            # What rows do not fill stays zero as long as they are as long.
+            if known[1:] != (variant, at_band):
+                clear(memory, w.rings_end // F32)
+            known = (h, variant, at_band)
+            _expand_bias(rpb, h, lanes, band, w, memory + w.bias)
+        if g.extra > 0 and known_extra != (b, h):
+            known_extra = (b, h)
+            _copy_extra(extra_k, b, h, g, at_extra)
+            _copy_extra(extra_v, b, h, g, at_extra + extra_size)
+        q_base, out_base = origin(q, b, h, gz, gy, gx), origin(out, b, h, gz, gy, gx)
+        kv_bases = origin(k, b, h, gz, gy, gx), origin(v, b, h, gz, gy, gx)
+
+        total = zs.count * ys.count
+        blocks = (ys.count + BLOCK - 1) // BLOCK
+        first = _share(task % shares, zs.count * blocks, shares)
+        last = _share(task % shares + 1, zs.count * blocks, shares)
+        read = total
+        for block in range(first, last):
+            y0 = _share(block % blocks, ys.count, blocks)
+            read = min(read, zs.start[block // blocks] * ys.count + ys.start[y0])
+        for block in range(first, last):
+            z = block // blocks
+            y0 = _share(block % blocks, ys.count, blocks)
+            y1 = _share(block % blocks + 1, ys.count, blocks)
+            for y in range(y0, y1):
+                place = _row_place(q, q_base, g, z, y, band.query)
+                copy_in_transposed(
+                    q.dtype, place, g.step_x * q.x, band.query_end - band.query, g.dim,
+                    at_q + (y - y0) * w.query_row + LEFT, w.query_pitch,
+                )  # fmt: skip
+            needed = (zs.end[z] - 1) * ys.count + ys.end[y1 - 1]
+            _copy_rows(
+                (k, v), kv_bases, g, read, needed, ys.count, band.key, band.key_end,
+                lines.ctypes.data, w.key_row, w.key_pitch,
+            )  # fmt: skip
+            read = max(read, needed)
+            z0, z1 = zs.start[z], zs.end[z]
+            span = ys.end[y1 - 1] - ys.start[y0]
+            line = z * ys.count + y1
+            ahead = 0 if block + 1 == last else BLOCK
+            for i in range(band.tile, band.tile + band.tiles):
+                tile = tiles[i]
+                _ask_for(q, q_base, g, line, min(line + ahead, total), ys.count, tile)
+                _ask_for(k, kv_bases[0], g, read, min(read + ahead, total), ys.count, tile)
+                _ask_for(v, kv_bases[1], g, read, min(read + ahead, total), ys.count, tile)
+                at = at_q + LEFT + F32 * (tile.query - band.query)
+                shift = LEFT + F32 * (tile.key - band.key)
+                slots = tile.slots * VECTOR
+                to_extra = (z1 - z0) * span * slots
+                _scores(
+                    call, tile, z0, z1, y0, y1, ys, g.dim, at, w.query_row, w.query_pitch,
+                    zero.ctypes.data, lines.ctypes.data, shift, w.key_pitch, at_s, w.s_row,
+                )  # fmt: skip
+                _extra_scores(
+                    call, y1 - y0, g, at, w.query_row, w.query_pitch, zero, at_extra,
+                    at_s + to_extra, w.s_row,
+                )  # fmt: skip
+                for y in range(y0, y1):
+                    row = at_s + (y - y0) * w.s_row
+                    bias = _bias_of(tile, band, g, w, z0, z, y, ys, biased)
+                    seen = ys.end[y] - ys.start[y]
+                    # Without a bias the rows of a plane are one run.
+                    together = 1 if bias else seen
+                    softmax(
+                        row + (ys.start[y] - ys.start[y0]) * slots, z1 - z0, span * slots,
+                        seen // together, slots, tile.slots * together, VECTOR,
+                        memory + bias if bias else 0, by_plane, by_row, row + to_extra, g.extra,
+                        factor, at_stats + (1 + y - y0) * VECTOR, at_stats,
+                    )  # fmt: skip
+                    place = _lse_place(lse, g, b, h, gz, gy, gx, z, y, tile.query)
+                    _write_lanes(at_stats, tile.count, place, F32 * g.step_x)
+                _weighted(
+                    call, tile, z0, z1, y0, y1, ys, g.dim, at_s, w.s_row, starts,
+                    lines.ctypes.data, shift + w.key_row, w.key_pitch, at_sums, w.sum_row,
+                )  # fmt: skip
+                _extra_weighted(
+                    call, y1 - y0, g, at_s + to_extra, w.s_row, zero, at_extra + extra_size,
+                    at_sums, w.sum_row,
+                )  # fmt: skip
+                for y in range(y0, y1):
+                    inverse = load(at_stats + (1 + y - y0) * VECTOR)
+                    place = _row_place(out, out_base, g, z, y, tile.query)
+                    sums = at_sums + (y - y0) * w.sum_row
+                    _emit_row(out, place, g, tile.count, sums, 0, inverse)
+    keep(lines)
+
+
+@jit
+def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, extra_k, extra_v, dq,
+             dk, dv, drpb, dextra_k, dextra_v, depth, height, columns):  # fmt: skip
+    """Gradients of tasks, which are a band of a group of a head each.
+
+    Those of the bias and of additional keys and values are each task's own share of a sum.
+    """
+    bands, tiles, key_tiles, lanes = columns
+    factor = np.float32(scale * LOG2E)
+    one, scales = broadcast(ONE), broadcast(np.float32(scale))
+    at_q, at_s, at_sums = memory + w.queries, memory + w.s, memory + w.sums
+    at_extra, at_tokens, at_stats = memory + w.extra, memory + w.tokens, memory + w.stats
+    extra_size = F32 * g.extra * w.deep
+    change = BLOCK * w.s_row
+    biased = len(rpb) > 0
+    by_row = w.vectors * VECTOR if biased else 0
+    by_plane = by_row * (2 * g.kernel_y - 1)
+    lines = np.empty((3, depth[0].shape[1] * height[0].shape[1]), np.int64)
+    k_lines, q_lines, plane_lines = lines[0], lines[1], lines[2]
+    for i in range(len(k_lines)):
+        k_lines[i] = memory + i % w.ring * 2 * w.key_row
+    starts = np.empty((2, max(g.kernel_z * w.reach, w.query_ring * BLOCK)), np.int64)
+    zero = np.zeros(1, np.int64)
+    known, known_extra = (-1, -1, -1), (-1, -1)
+
+    for task in range(begin, end):
+        h, at_band, b, gz, gy, gx = _decode(task, g, bands.shape[1])
+        zs = axis(depth, gz, g.depth, g.step_z)
+        ys = axis(height, gy, g.height, g.step_y)
+        variant = axis_variant(gx, g.width, g.step_x)
+        band = bands[variant, at_band]
+        if known != (h, variant, at_band):
+            # What rows do not fill stays zero as long as they are as long.
+            if known[1:] != (variant, at_band):
+                clear(memory, w.rings_end // F32)
+            known = (h, variant, at_band)
+            _expand_bias(rpb, h, lanes, band, w, memory + w.bias)
+        if biased:
+            clear(memory + w.dbias, w.bias_rows * w.vectors * LANES)
+        if g.extra > 0:
+            clear(at_extra + 2 * extra_size, 2 * g.extra * w.deep)
+            if known_extra != (b, h):
+                known_extra = (b, h)
+                _copy_extra(extra_k, b, h, g, at_extra)
+                _copy_extra(extra_v, b, h, g, at_extra + extra_size)
+        q_bases = origin(q, b, h, gz, gy, gx), origin(grad, b, h, gz, gy, gx)
+        kv_bases = origin(k, b, h, gz, gy, gx), origin(v, b, h, gz, gy, gx)
+        dq_base = origin(dq, b, h, gz, gy, gx)
+        dk_base, dv_base = origin(dk, b, h, gz, gy, gx), origin(dv, b, h, gz, gy, gx)
+        total = zs.count * ys.count
+        blocks = (ys.count + BLOCK - 1) // BLOCK
+        for i in range(zs.count * blocks):
+            y0 = _share(i % blocks, ys.count, blocks)
+            for y in range(y0, _share(i % blocks + 1, ys.count, blocks)):
+                slot = i % w.query_ring * BLOCK + y - y0
+                q_lines[i // blocks * ys.count + y] = at_q + slot * 2 * w.query_row
+                place = memory + w.planes + slot * 2 * w.plane_row
+                plane_lines[i // blocks * ys.count + y] = place
+
+        read, gathered = 0, 0
+        for block in range(zs.count * blocks):
+            z = block // blocks
+            y0 = _share(block % blocks, ys.count, blocks)
+            y1 = _share(block % blocks + 1, ys.count, blocks)
+            line, line_end = z * ys.count + y0, z * ys.count + y1
+            _copy_rows(
+                (q, grad), q_bases, g, line, line_end, ys.count, band.query, band.query_end,
+                q_lines.ctypes.data, w.query_row, w.query_pitch,
+            )  # fmt: skip
+            needed = (zs.end[z] - 1) * ys.count + ys.end[y1 - 1]
+            _copy_rows(
+                (k, v), kv_bases, g, read, needed, ys.count, band.key, band.key_end,
+                k_lines.ctypes.data, w.key_row, w.key_pitch,
+            )  # fmt: skip
+            read = max(read, needed)
+            z0, z1 = zs.start[z], zs.end[z]
+            span = ys.end[y1 - 1] - ys.start[y0]
+            for i in range(band.tile, band.tile + band.tiles):
+                tile = tiles[i]
+                after, needed = min(line_end + BLOCK, total), min(read + BLOCK, total)
+                _ask_for(q, q_bases[0], g, line_end, after, ys.count, tile)
+                _ask_for(grad, q_bases[1], g, line_end, after, ys.count, tile)
+                _ask_for(k, kv_bases[0], g, read, needed, ys.count, tile)
+                _ask_for(v, kv_bases[1], g, read, needed, ys.count, tile)
+                lane = LEFT + F32 * (tile.query - band.query)
+                on_plane = F32 * (band.margin + tile.query - band.first)
+                shift = LEFT + F32 * (tile.key - band.key)
+                slots = tile.slots * VECTOR
+                to_extra = (z1 - z0) * span * slots
+                for n in range(2):
+                    # Logits, then the gradients of the probabilities.
+                    at = q_lines[line] + lane + n * w.query_row
+                    target = at_s + n * change
+                    _scores(
+                        call, tile, z0, z1, y0, y1, ys, g.dim, at, 2 * w.query_row, w.query_pitch,
+                        zero.ctypes.data, k_lines.ctypes.data, shift + n * w.key_row, w.key_pitch,
+                        target, w.s_row,
+                    )  # fmt: skip
+                    _extra_scores(
+                        call, y1 - y0, g, at, 2 * w.query_row, w.query_pitch, zero,
+                        at_extra + n * extra_size, target + to_extra, w.s_row,
+                    )  # fmt: skip
+                for y in range(y0, y1):
+                    row = at_s + (y - y0) * w.s_row
+                    slot = row + (ys.start[y] - ys.start[y0]) * slots
+                    place = _lse_place(lse, g, b, h, gz, gy, gx, z, y, tile.query)
+                    _read_lanes(place, tile.count, F32 * g.step_x, at_stats)
+                    bias = _bias_of(tile, band, g, w, z0, z, y, ys, biased)
+                    seen = ys.end[y] - ys.start[y]
+                    together = 1 if bias else seen
+                    softmax_gradient(
+                        slot, change, z1 - z0, span * slots, seen // together, slots,
+                        tile.slots * together, VECTOR, memory + bias if bias else 0,
+                        memory + bias + w.dbias - w.bias if biased else 0, by_plane, by_row,
+                        row + to_extra, g.extra, factor, at_stats,
+                    )  # fmt: skip
+                    _to_planes(
+                        tile, band.low, slot, change, z1 - z0, span * slots, seen, slots,
+                        plane_lines[z * ys.count + y] + on_plane, w.plane_row,
+                        g.kernel_y * w.offsets * w.plane_pitch, w.offsets * w.plane_pitch,
+                        w.plane_pitch,
+                    )  # fmt: skip
+                first = max(band.first - tile.query, 0)
+                count = min(band.end - tile.query, tile.count) - first
+                if count <= 0:
+                    continue
+                _weighted(
+                    call, tile, z0, z1, y0, y1, ys, g.dim, at_s + change, w.s_row, starts,
+                    k_lines.ctypes.data, shift, w.key_pitch, at_sums, w.sum_row,
+                )  # fmt: skip
+                _extra_weighted(
+                    call, y1 - y0, g, at_s + change + to_extra, w.s_row, zero, at_extra, at_sums,
+                    w.sum_row,
+                )  # fmt: skip
+                for y in range(y0, y1):
+                    place = _row_place(dq, dq_base, g, z, y, tile.query + first)
+                    sums = at_sums + (y - y0) * w.sum_row
+                    _emit_row(dq, place, g, count, sums, F32 * first, scales)
+                    if g.extra > 0:
+                        extra = at_s + (y - y0) * w.s_row + to_extra + F32 * first
+                        place = _row_place(q, q_bases[0], g, z, y, tile.query + first)
+                        _extra_gathered(
+                            call, g, q, place, extra + change, count, zero, at_tokens,
+                            at_extra + 2 * extra_size,
+                        )  # fmt: skip
+                        place = _row_place(grad, q_bases[1], g, z, y, tile.query + first)
+                        _extra_gathered(
+                            call, g, grad, place, extra, count, zero, at_tokens,
+                            at_extra + 3 * extra_size,
+                        )  # fmt: skip
+            while gathered < zs.count * blocks:
+                # Key rows that no query row to come sees.
+                z = gathered // blocks
+                y0 = _share(gathered % blocks, ys.count, blocks)
+                y1 = _share(gathered % blocks + 1, ys.count, blocks)
+                if (zs.query_end[z] - 1) * ys.count + ys.query_end[y1 - 1] > line_end:
+                    break
+                gathered += 1
+                for i in range(band.key_tile, band.key_tile + band.key_tiles):
+                    _gather_block(
+                        call, g, w, key_tiles[i], band, z, y0, y1, zs, ys, lines, starts, at_sums,
+                        dk, dk_base, w.plane_row, 0, scales,
+                    )  # fmt: skip
+                    _gather_block(
+                        call, g, w, key_tiles[i], band, z, y0, y1, zs, ys, lines, starts, at_sums,
+                        dv, dv_base, 0, w.query_row, one,
+                    )  # fmt: skip
+        if biased:
+            _reduce_bias(memory + w.dbias, tiles, band, lanes, w, drpb[task])
+        if g.extra > 0:
+            for i in range(0, extra_size, VECTOR):
+                place = at_extra + 2 * extra_size + i
+                store(place, load(place) * scales)
+            size = F32 * g.extra * g.dim
+            for n in range(2):
+                copy_out(
+                    0, at_extra + (2 + n) * extra_size, F32 * w.deep, g.extra, g.dim,
+                    (dextra_v if n else dextra_k) + task * size, F32 * g.dim,
+                )  # fmt: skip
+    keep(lines)
+
+
+@jit
+def _gather_block(call, g, w, tile, band, z, y0, y1, zs, ys, lines, starts, sums, tensor, base,
+                  to_plane, to_query, factors):  # fmt: skip
+    """Gradients of a tile of keys or values of some rows."""
+    shift = LEFT + F32 * (tile.key - tile.low - band.query)
+    _gathered(
+        call, tile, z, y0, y1, zs, ys, g.dim, lines[2].ctypes.data, g.kernel_y, w.offsets, starts,
+        lines[1].ctypes.data, shift + to_query, w.query_pitch,
+        F32 * (band.margin + tile.key - band.first)
+        + (tile.low - band.low) * w.plane_pitch
+        + to_plane,
+        w.plane_pitch, sums, w.sum_row,
+    )  # fmt: skip
+    for y in range(y0, y1):
+        place = _row_place(tensor, base, g, z, y, tile.key)
+        _emit_row(tensor, place, g, tile.count, sums + (y - y0) * w.sum_row, 0, factors)
+
+
+@jit
+def _emit_row(tensor, place, g, count, sums, first, factors):
+    """Writes the lanes from byte ``first`` on to positions of a map, times ``factors``."""
+    for i in range(g.dim):
+        store(sums + i * VECTOR, load(sums + i * VECTOR) * factors)
+    copy_out_transposed(
+        tensor.dtype, sums + first, VECTOR, count, g.dim, place, g.step_x * tensor.x
+    )
+
+
+@jit
+def _copy_extra(tensor, b, h, g, target):
+    """Brings the additional keys or values of a head to floats; they lie along ``x``."""
+    place = origin(tensor, b, h, 0, 0, 0)
+    copy_in(tensor.dtype, place, tensor.x, g.extra, g.dim, target, F32 * padded(g.dim))

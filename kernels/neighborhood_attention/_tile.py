@@ -1,0 +1,210 @@
+"""Vector code of sliding windows: sums of products of what lies at one offset from 16 lanes."""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .._jit import c_function
+from .._simd import (
+    _FLOAT,
+    _MASK,
+    _VECTOR,
+    ROWS,
+    _constant,
+    _fma,
+    _load,
+    _offset,
+    _splat,
+    _store,
+    mask,
+)
+
+__all__ = ["TILES", "UNIFORM", "call_tiles", "lanes_of"]
+
+# For each number of rows of a register tile, the most columns. The sums, and a row and a column of
+# factors, fit the registers.
+COLUMNS = (8, 8, 5, 4) if ROWS == 8 else (4, 2)
+
+UNIFORM = 3
+"""Number of edges that stands for one float in all lanes."""
+
+_I16 = ir.IntType(16)
+_I64 = ir.IntType(64)
+
+
+@intrinsic
+def lanes_of(typingctx, bits):
+    """Mask by its bits, the lowest for the first lane."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(builder.trunc(args[0], _I16), _MASK)
+
+    return mask(types.int64), codegen
+
+
+def _number(value):
+    return ir.Constant(_I64, value)
+
+
+def _join(targets, sources, block):
+    for target, source in zip(targets, sources, strict=True):
+        target.add_incoming(source, block)
+
+
+def _opaque(builder, value):
+    """The same value, which LLVM is not to see through: else it keeps each address of a loop, not
+    what they are made of, and there are more of those than registers."""
+    return builder.asm(ir.FunctionType(_I64, [_I64]), "", "=r,0", [value], side_effect=False)
+
+
+def _emit(builder, rows, columns, edges, operands):
+    """Emits the code of a register tile of one size; ends in a block of its own."""
+    outer, inner, *operands = operands
+    (a_table, a_shift, a_row, a_step, b_table, b_shift, b_column, b_step) = operands[:8]
+    replaced, (c, c_row, c_column, accumulate) = operands[8:12], operands[12:]
+    size, uniform = rows * columns, edges == UNIFORM
+    places = [
+        builder.add(_offset(builder, c, c_row, n), _offset(builder, _number(0), c_column, m))
+        for n in range(rows)
+        for m in range(columns)
+    ]
+    edges = 0 if uniform else edges
+    shifts = replaced[::2][:edges]
+    masks = [builder.bitcast(builder.trunc(bits, _I16), _MASK) for bits in replaced[1::2][:edges]]
+
+    entry = builder.block
+    before, start, outside, inside, behind, done = (
+        builder.append_basic_block(name)
+        for name in ("before", "start", "outside", "inside", "behind", "done")
+    )
+    builder.cbranch(builder.icmp_signed("!=", accumulate, _number(0)), before, start)
+
+    builder.position_at_end(before)
+    present = [_load(builder, place, _VECTOR, 4) for place in places]
+    builder.branch(start)
+
+    builder.position_at_end(start)
+    first = [builder.phi(_VECTOR) for _ in range(size)]
+    _join(first, [_constant(0.0)] * size, entry)
+    _join(first, present, before)
+    builder.branch(outside)
+
+    builder.position_at_end(outside)
+    i, *sums = builder.phi(_I64), *(builder.phi(_VECTOR) for _ in range(size))
+    entries = builder.mul(i, _number(8))
+    a0, b0 = (
+        builder.add(_load(builder, builder.add(table, entries), _I64, 8), shift)
+        for table, shift in ((a_table, a_shift), (b_table, b_shift))
+    )
+    builder.branch(inside)
+
+    builder.position_at_end(inside)
+    j, a, b = (builder.phi(_I64) for _ in range(3))
+    running = [builder.phi(_VECTOR) for _ in range(size)]
+    at_a, at_b, *bases = (
+        _opaque(builder, place) for place in (a, b, *(builder.add(b, shift) for shift in shifts))
+    )
+    left = [_load(builder, _offset(builder, at_a, a_row, n), _VECTOR, 4) for n in range(rows)]
+    updated = list(running)
+    for m in range(columns):
+        place = _offset(builder, at_b, b_column, m)
+        if uniform:
+            right = _splat(builder, _load(builder, place, _FLOAT, 4))
+        else:
+            right = _load(builder, place, _VECTOR, 4)
+        for chosen, base in zip(masks, bases, strict=True):
+            value = _load(builder, _offset(builder, base, b_column, m), _FLOAT, 4)
+            right = builder.select(chosen, _splat(builder, value), right)
+        for n in range(rows):
+            at = n * columns + m
+            updated[at] = _fma(builder, left[n], right, updated[at])
+    next_j = builder.add(j, _number(1))
+    _join((j, a, b, *running), (_number(0), a0, b0, *sums), outside)
+    steps = next_j, builder.add(a, a_step), builder.add(b, b_step)
+    _join((j, a, b, *running), (*steps, *updated), inside)
+    builder.cbranch(builder.icmp_signed("<", next_j, inner), inside, behind)
+
+    builder.position_at_end(behind)
+    next_i = builder.add(i, _number(1))
+    _join((i, *sums), (_number(0), *first), start)
+    _join((i, *sums), (next_i, *updated), behind)
+    builder.cbranch(builder.icmp_signed("<", next_i, outer), outside, done)
+
+    builder.position_at_end(done)
+    for value, place in zip(updated, places, strict=True):
+        _store(builder, value, place, 4)
+
+
+_ARGUMENTS = [types.int64] * 21
+
+
+@intrinsic
+def _tile(
+    typingctx, rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
+    b_table, b_shift, b_column, b_step, shift0, mask0, shift1, mask1,
+    c, c_row, c_column, accumulate,
+):  # fmt: skip
+    def codegen(context, builder, signature, args):
+        rows, columns, edges, *operands = args
+        end = builder.append_basic_block("end")
+        sizes = builder.add(builder.mul(rows, _number(64)), builder.mul(columns, _number(4)))
+        switch = builder.switch(builder.add(sizes, edges), end)
+        for n, most in enumerate(COLUMNS, 1):
+            for m in range(1, most + 1):
+                for e in range(UNIFORM + 1):
+                    block = builder.append_basic_block(f"tile{n}x{m}_{e}")
+                    switch.add_case(_number(64 * n + 4 * m + e), block)
+                    builder.position_at_end(block)
+                    _emit(builder, n, m, e, operands)
+                    builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.void(*_ARGUMENTS), codegen
+
+
+@c_function(types.void(*_ARGUMENTS))
+def TILES(
+    rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
+    b_table, b_shift, b_column, b_step, shift0, mask0, shift1, mask1,
+    c, c_row, c_column, accumulate,
+):  # fmt: skip
+    """Sums over i and j, ``C[n, m] = sum A[i, n, j] * B[i, m, j]``, lane by lane.
+
+    Vectors of A are at ``a_table[i] + a_shift + n a_row + j a_step``, those of B at ``b_table[i] +
+    b_shift + m b_column + j b_step``, with addresses in tables; i is below ``outer`` and j below
+    ``inner``, both at least 1. In B, the lanes of the first ``edges`` masks have in common the
+    float that lies ``shift`` bytes behind the vector; with ``UNIFORM`` edges all lanes have that at
+    the vector's place. ``accumulate`` adds to C.
+    """
+    n = 0
+    while n < rows:
+        shares = (rows - n + len(COLUMNS) - 1) // len(COLUMNS)
+        high = (rows - n + shares - 1) // shares
+        shares = (columns + COLUMNS[high - 1] - 1) // COLUMNS[high - 1]
+        wide = (columns + shares - 1) // shares
+        for m in range(0, columns, wide):
+            _tile(
+                high, min(wide, columns - m), edges, outer, inner,
+                a_table, a_shift + n * a_row, a_row, a_step,
+                b_table, b_shift + m * b_column, b_column, b_step,
+                shift0, mask0, shift1, mask1,
+                c + n * c_row + m * c_column, c_row, c_column, accumulate,
+            )  # fmt: skip
+        n += high
+
+
+@intrinsic
+def call_tiles(
+    typingctx, function, rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
+    b_table, b_shift, b_column, b_step, shift0, mask0, shift1, mask1,
+    c, c_row, c_column, accumulate,
+):  # fmt: skip
+    """Calls ``TILES`` by its address, which is not compiled in: each process has another."""
+
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * len(_ARGUMENTS))
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, *_ARGUMENTS), codegen

@@ -1,0 +1,135 @@
+"""Every fused implementation of every op against the op's definition in float64."""
+
+from functools import partial
+
+import pytest
+import torch
+from _checks import assert_as_exact_as_reference, gradients
+
+from visattn.kernels import (
+    AgentBias,
+    agent_attention,
+    bilevel_routing_attention,
+    neighborhood_attention,
+    roi_align,
+    roi_unpool,
+)
+
+BOXES = torch.tensor([[0, 1.0, 1.0, 8.0, 9.0], [1, 2.0, 3.0, 12.0, 10.5], [1, 0.0, 0.0, 3.0, 2.0]])
+
+
+def route(impl, qkv, **geometry):
+    return bilevel_routing_attention(*qkv.unbind(3), impl=impl, **geometry)
+
+
+def neighbor(impl, qkv, rpb, **geometry):
+    return neighborhood_attention(*qkv.unbind(-3), rpb=rpb, impl=impl, **geometry)
+
+
+def through_agents(impl, qkv, agents, rows, columns, query_bias):
+    """Keys biased by factors over a 5 x 7 map, queries by a dense bias."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    key_bias = AgentBias(rows, columns)
+    return agent_attention(q, k, v, agents, key_bias=key_bias, query_bias=query_bias, impl=impl)
+
+
+def align(impl, x, **geometry):
+    return roi_align(x, BOXES.to(x.dtype), impl=impl, **geometry)
+
+
+def unpool(impl, rois, **geometry):
+    return roi_unpool(rois, BOXES.to(rois.dtype), (12, 14), impl=impl, **geometry)
+
+
+def packed(*sizes, heads=2, dim=16):
+    return lambda: {"qkv": torch.randn(2, *sizes, 3, heads, dim)}
+
+
+def packed_with_table(*sizes, window, dim=16):
+    table = [2 * side - 1 for side in window]
+    return lambda: {
+        "qkv": torch.randn(2, *sizes, 3, 2, dim),
+        "rpb": torch.randn(2, *table),
+    }
+
+
+def agents():
+    return {
+        "qkv": torch.randn(2, 35, 3, 2, 16),
+        "agents": torch.randn(2, 2, 9, 16),
+        "rows": torch.randn(2, 9, 5),
+        "columns": torch.randn(2, 9, 7),
+        "query_bias": torch.randn(2, 35, 9),
+    }
+
+
+CASES = {
+    "routing": (partial(route, regions=7, topk=4), packed(14, 14)),
+    "routing_padded": (partial(route, regions=3, topk=2), packed(10, 8, dim=24)),
+    "routing_zeros": (partial(route, regions=3, topk=9, pad_mode="zero"), packed(10, 8)),
+    "neighbors_row": (partial(neighbor, kernel_size=4), packed_with_table(37, window=[4])),
+    "neighbors": (partial(neighbor, kernel_size=7), packed_with_table(14, 9, window=[7, 7])),
+    "neighbors_wide": (partial(neighbor, kernel_size=3), packed_with_table(4, 40, window=[3, 3])),
+    "neighbors_dilated": (
+        partial(neighbor, kernel_size=(3, 4), dilation=(3, 2)),
+        packed_with_table(11, 13, window=[3, 4], dim=24),
+    ),
+    "neighbors_causal_strided": (
+        partial(neighbor, kernel_size=(4, 3), stride=(2, 1), is_causal=(False, True)),
+        packed_with_table(9, 20, window=[4, 3]),
+    ),
+    "neighbors_volume": (
+        partial(neighbor, kernel_size=(3, 2, 4)),
+        packed_with_table(4, 5, 6, window=[3, 2, 4], dim=8),
+    ),
+    "agents": (through_agents, agents),
+    "align": (
+        partial(align, output_size=(5, 4), spatial_scale=0.5, sampling_ratio=2),
+        lambda: {"x": torch.randn(2, 8, 9, 10)},
+    ),
+    "align_adaptive": (
+        partial(align, output_size=3, aligned=False),
+        lambda: {"x": torch.randn(2, 20, 12, 14)},
+    ),
+    "unpool": (unpool, lambda: {"rois": torch.randn(3, 8, 5, 5)}),
+    "unpool_aligned": (partial(unpool, mode="aligned"), lambda: {"rois": torch.randn(3, 8, 5, 5)}),
+}
+TRITON = [name for name in CASES if name.startswith(("routing", "align", "unpool"))]
+CONTESTANTS = [("cpu", name) for name in CASES] + [("triton", name) for name in TRITON]
+
+fused = pytest.mark.parametrize(("impl", "name"), CONTESTANTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@fused
+def test_is_as_exact_as_the_reference(impl, name, dtype):
+    op, make = CASES[name]
+    inputs = {key: value.to(dtype) for key, value in make().items()}
+    assert_as_exact_as_reference(op, inputs, impl)
+
+
+@fused
+def test_is_deterministic_for_any_number_of_threads(impl, name):
+    op, make = CASES[name]
+    inputs = make()
+    threads = torch.get_num_threads()
+    try:
+        runs = []
+        for count in (2, 1):
+            torch.set_num_threads(count)
+            runs.append(gradients(partial(op, impl), inputs))
+    finally:
+        torch.set_num_threads(threads)
+    for key, value in runs[0].items():
+        assert torch.equal(value, runs[1][key]), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_compiles_whole(name):
+    torch._dynamo.reset()
+    op, make = CASES[name]
+    inputs = make()
+    compiled = torch.compile(partial(op, "cpu"), fullgraph=True, backend="aot_eager")
+    wanted = gradients(partial(op, "cpu"), inputs)
+    for key, value in gradients(compiled, inputs).items():
+        torch.testing.assert_close(value, wanted[key], msg=lambda m, key=key: f"{key}: {m}")
