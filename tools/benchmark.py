@@ -160,7 +160,7 @@ def kernels_parser() -> argparse.ArgumentParser:
         "--seconds",
         type=float,
         default=1.0,
-        help="seconds of timed calls of each contestant, about; one call is the least (default: 1)",
+        help="seconds of timed calls of each contestant; slower ones get one call (default: 1)",
     )
     parser.add_argument("--threads", type=positive, help="threads on the CPU")
     parser.add_argument(
@@ -174,7 +174,7 @@ def kernels_parser() -> argparse.ArgumentParser:
 
 
 def benchmark_kernels(argv: Sequence[str]) -> None:
-    """Measures kernels; raises if an implementation or peer gave a wrong result."""
+    """Measures kernels; raises if an implementation of ours gave a wrong result."""
     args = kernels_parser().parse_args(argv)
     cases = select_cases(args.ops, args.case)
     known = {name for case in cases for name in (*case.implementations, *case.peers)}
@@ -211,7 +211,7 @@ def benchmark_kernels(argv: Sequence[str]) -> None:
     wrong = [
         f"{row['op']}, {row['case']}, {row['contestant']}: {row['error']}"
         for row in rows
-        if row["error"] and row["error"].startswith("wrong")
+        if row["kind"] == "visattn" and (row["error"] or "").startswith("wrong")
     ]
     if wrong:
         raise UserError("\n  ".join(["not all results are right", *wrong]))

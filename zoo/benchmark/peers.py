@@ -21,7 +21,7 @@ Function = Callable[..., torch.Tensor]
 Peer = Callable[..., Function]
 
 MOST_LOGITS = 2**29
-"""Most elements of a stored attention matrix: what would need more memory is not tried."""
+"""Most elements of a stored attention matrix or mask: what needs more memory is not tried."""
 
 
 class CannotRunError(Exception):
@@ -166,7 +166,7 @@ def _neighborhood_axis(case: cases.NeighborhoodAttention, device: torch.device) 
 def neighborhood_sdpa(case: cases.NeighborhoodAttention, inputs: Tensors) -> Function:
     """``scaled_dot_product_attention`` of all pairs with a dense mask."""
     qkv, side = inputs["qkv"], case.side
-    _require_storable(len(qkv) * case.heads * side**4)
+    _require_storable(case.heads * side**4)
     axis = _neighborhood_axis(case, qkv.device)
     mask = (axis[:, None, :, None] & axis[None, :, None]).flatten(2).flatten(0, 1)  # (N, N)
     position = torch.arange(side, device=qkv.device) // case.dilation
@@ -351,8 +351,8 @@ def bilevel_flex(case: cases.BilevelRoutingAttention, inputs: Tensors) -> Functi
 
 
 def bilevel_flex_compiled(case: cases.BilevelRoutingAttention, inputs: Tensors) -> Function:
-    """The same through ``torch.compile``."""
-    return torch.compile(_bilevel_flex(case, inputs, stored=False), dynamic=False)
+    """The same with attention through ``torch.compile``."""
+    return _bilevel_flex(case, inputs, stored=False)
 
 
 def _bilevel_flex(case: cases.BilevelRoutingAttention, inputs: Tensors, stored: bool) -> Function:
@@ -360,6 +360,7 @@ def _bilevel_flex(case: cases.BilevelRoutingAttention, inputs: Tensors, stored: 
 
     tokens, area = case.side**2, (case.side // case.regions) ** 2
     _require_storable(len(inputs["qkv"]) * tokens**2 * (case.heads if stored else 1))
+    attend = _flex if stored else torch.compile(_flex, dynamic=False)
 
     def run(qkv: torch.Tensor) -> torch.Tensor:
         qkv = _to_regions(qkv, case.regions)
@@ -373,7 +374,7 @@ def _bilevel_flex(case: cases.BilevelRoutingAttention, inputs: Tensors, stored: 
 
         mask = create_block_mask(routed, batch, None, tokens, tokens, device=qkv.device)
         q, k, v = qkv.flatten(1, 2).permute(2, 0, 3, 1, 4)
-        out = _flex(q, k, v, block_mask=mask, scale=case.scale)
+        out = attend(q, k, v, block_mask=mask, scale=case.scale)
         return _from_regions(out.transpose(1, 2).unflatten(1, (count, area)), case.regions)
 
     return run

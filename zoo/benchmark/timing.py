@@ -80,8 +80,8 @@ def time_side_by_side(
         iters: Timed calls of each, at least.
         min_time: Seconds of timed calls of each, at least.
         rounds: Turns; the order is reversed in every other one.
-        max_time: Seconds of timed calls after which a step, called at least once, takes no further
-            turn, whatever ``iters`` says.
+        max_time: Seconds of timed calls after which a step takes no further turn, whatever
+            ``iters`` says. Of one that takes longer the first call after ``warmup`` is the timing.
         on_error: Called with the name and error of a step that raises, which is then left out;
             without it the error is raised.
 
@@ -105,9 +105,11 @@ def time_side_by_side(
         probe = time_steps(steps[name], 1, device)[0]
         wanted = max(-(-iters // rounds), round(min_time / rounds / probe))
         counts[name] = max(1, int(min(wanted, max_time / rounds / probe)))
+        if probe > max_time:
+            seconds[name].append(probe)
 
     def measure(name: str) -> None:
-        if not seconds[name] or sum(seconds[name]) < max_time:
+        if sum(seconds[name]) < max_time:
             seconds[name] += time_steps(steps[name], counts[name], device)
 
     for name in list(seconds):
