@@ -3,6 +3,8 @@
 from .agent_attention import AgentBias, agent_attention
 from .bilevel_routing_attention import bilevel_routing_attention, route_regions
 from .dispatch import use_impl
+from .efficient_local_attention import efficient_local_attention
+from .multi_query_pool import multi_query_pool
 from .neighborhood_attention import neighborhood_attention
 from .roi_align import roi_align
 from .roi_unpool import roi_unpool
@@ -12,6 +14,8 @@ __all__ = [
     "AgentBias",
     "agent_attention",
     "bilevel_routing_attention",
+    "efficient_local_attention",
+    "multi_query_pool",
     "neighborhood_attention",
     "roi_align",
     "roi_unpool",

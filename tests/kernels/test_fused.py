@@ -10,6 +10,7 @@ from visattn.kernels import (
     AgentBias,
     agent_attention,
     bilevel_routing_attention,
+    multi_query_pool,
     neighborhood_attention,
     roi_align,
     roi_unpool,
@@ -39,6 +40,18 @@ def align(impl, x, **geometry):
 
 def unpool(impl, rois, **geometry):
     return roi_unpool(rois, BOXES.to(rois.dtype), (12, 14), impl=impl, **geometry)
+
+
+def pool(impl, x, queries, weight):
+    return multi_query_pool(x, queries, weight, impl=impl)
+
+
+def tokens(*queries):
+    return lambda: {
+        "x": torch.randn(2, 50, 40),
+        "queries": torch.randn(*queries, 40),
+        "weight": torch.randn(24, 40),
+    }
 
 
 def packed(*sizes, heads=2, dim=16):
@@ -83,6 +96,8 @@ CASES = {
         packed_with_table(4, 5, 6, window=[3, 2, 4], dim=8),
     ),
     "agents": (through_agents, agents),
+    "pool": (pool, tokens(8)),
+    "pool_by_item": (pool, tokens(2, 3)),
     "align": (
         partial(align, output_size=(5, 4), spatial_scale=0.5, sampling_ratio=2),
         lambda: {"x": torch.randn(2, 8, 9, 10)},

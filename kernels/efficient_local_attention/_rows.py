@@ -1,0 +1,275 @@
+"""Inner loops over rows of maps, with what they need of the gates in registers.
+
+Rows are columns of a plane, or the channels of a position: at most ``MOST`` floats of a row at a
+time. The gates of a row's floats are in vectors ``block`` bytes apart.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .._reductions import counted_loop
+from .._simd import (
+    _FLOAT,
+    _VECTOR,
+    F32,
+    LANES,
+    _call,
+    _constant,
+    _fma,
+    _load,
+    _load_converted,
+    _offset,
+    _pointer,
+    _splat,
+    _store,
+    _store_converted,
+    vector,
+)
+
+__all__ = [
+    "MOST",
+    "end_streams",
+    "gate_rows",
+    "stream",
+    "sum_positions",
+    "weigh_positions",
+    "weigh_rows",
+]
+
+MOST = 64
+"""Most floats of a row at a time."""
+
+_I64 = ir.IntType(64)
+_I32 = ir.IntType(32)
+
+
+def _number(value):
+    return ir.Constant(_I64, value)
+
+
+def _for_each_width(builder, columns, emit):
+    """Emits code for 1 to 4 vectors; ``emit`` takes the number of floats of each."""
+    vectors = builder.sdiv(builder.add(columns, _number(LANES - 1)), _number(LANES))
+    end = builder.append_basic_block("end")
+    switch = builder.switch(vectors, end)
+    for number in range(1, MOST // LANES + 1):
+        block = builder.append_basic_block(f"vectors{number}")
+        switch.add_case(_number(number), block)
+        builder.position_at_end(block)
+        last = builder.sub(columns, _number(LANES * (number - 1)))
+        emit([_number(LANES)] * (number - 1) + [last])
+        builder.branch(end)
+    builder.position_at_end(end)
+
+
+def _at(builder, address, vector):
+    return builder.add(address, _number(LANES * F32 * vector))
+
+
+def _load_first(builder, address, vector, count):
+    return _load_converted(builder, 0, _at(builder, address, vector), count)
+
+
+def _load_number(builder, address, index):
+    place = builder.add(address, builder.mul(index, _number(F32)))
+    return _splat(builder, _load(builder, place, _FLOAT, 4))
+
+
+def _add_to(builder, address, value):
+    _store(builder, builder.fadd(_load(builder, address, _VECTOR, 4), value), address, 4)
+
+
+def _prefetch(builder, address):
+    arguments = [
+        _pointer(builder, address, ir.IntType(8)),
+        *(ir.Constant(_I32, i) for i in (0, 2, 1)),
+    ]
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+
+
+@intrinsic
+def stream(typingctx, address, value):
+    """Writes 16 floats to the start of a cache line, past the caches."""
+
+    def codegen(context, builder, signature, args):
+        address, value = args
+        write = builder.store(value, _pointer(builder, address, value.type))
+        write.align = LANES * F32
+        write.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, vector), codegen
+
+
+@intrinsic
+def end_streams(typingctx):
+    """Makes what was streamed known to other threads before what is written from here on."""
+
+    def codegen(context, builder, signature, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def gate_rows(typingctx, x, out, row, rows, columns, gates, others, slopes, other_slopes, sloped):
+    """Multiplies rows by a gate a row (floats at ``gates``) and one a column (at ``others``).
+
+    Adds a slope a row and one a column where ``sloped``.
+    """
+
+    def codegen(context, builder, signature, args):
+        x, out, row, rows, columns, gates, others, slopes, other_slopes, sloped = args
+
+        def emit_loop(counts, sloped):
+            across = range(len(counts))
+            factors = [_load(builder, _at(builder, others, j), _VECTOR, 4) for j in across]
+            if sloped:
+                offsets = [
+                    _load(builder, _at(builder, other_slopes, j), _VECTOR, 4) for j in across
+                ]
+
+            def body(index, states):
+                source, target = states
+                gate = _load_number(builder, gates, index)
+                slope = _load_number(builder, slopes, index) if sloped else None
+                for j, count in enumerate(counts):
+                    value = _load_first(builder, source, j, count)
+                    factor = builder.fmul(gate, factors[j])
+                    if sloped:
+                        value = _fma(builder, value, factor, builder.fadd(slope, offsets[j]))
+                    else:
+                        value = builder.fmul(value, factor)
+                    _store_converted(builder, 0, value, _at(builder, target, j), count)
+                return [builder.add(source, row), builder.add(target, row)]
+
+            counted_loop(builder, rows, [x, out], body)
+
+        def emit(counts):
+            with builder.if_else(sloped) as (then, otherwise):
+                with then:
+                    emit_loop(counts, True)
+                with otherwise:
+                    emit_loop(counts, False)
+
+        _for_each_width(builder, columns, emit)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 9, types.boolean), codegen
+
+
+@intrinsic
+def weigh_rows(
+    typingctx, x, grad, row, rows, columns, gates, others, products, product_row, totals
+):
+    """Multiplies rows of x and of gradients with each other.
+
+    Products by the gates of columns are written; those by the gates of rows are summed over rows.
+    """
+
+    def codegen(context, builder, signature, args):
+        x, grad, row, rows, columns, gates, others, products, product_row, totals = args
+
+        def emit(counts):
+            factors = [
+                _load(builder, _at(builder, others, j), _VECTOR, 4) for j in range(len(counts))
+            ]
+
+            def body(index, states):
+                source, upstream, target, *sums = states
+                gate = _load_number(builder, gates, index)
+                for j, count in enumerate(counts):
+                    value = _load_first(builder, source, j, count)
+                    value = builder.fmul(value, _load_first(builder, upstream, j, count))
+                    _store(builder, builder.fmul(value, factors[j]), _at(builder, target, j), 4)
+                    sums[j] = _fma(builder, value, gate, sums[j])
+                following = [
+                    builder.add(address, step)
+                    for address, step in ((source, row), (upstream, row), (target, product_row))
+                ]
+                return following + sums
+
+            states = [x, grad, products] + [_constant(0.0)] * len(counts)
+            _, _, _, *sums = counted_loop(builder, rows, states, body)
+            for j, total in enumerate(sums):
+                _store(builder, total, _at(builder, totals, j), 4)
+
+        _for_each_width(builder, columns, emit)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 10), codegen
+
+
+@intrinsic
+def sum_positions(typingctx, x, step, positions, channels, row, columns, block, ahead):
+    """Sums channels over positions, and adds those of each position to what its column has.
+
+    ``row`` and ``columns`` are where sums of the first 16 channels are; ``ahead`` bytes further are
+    the positions to read next.
+    """
+
+    def codegen(context, builder, signature, args):
+        x, step, positions, channels, row, columns, block, ahead = args
+
+        def emit(counts):
+            def body(_, states):
+                source, place, *sums = states
+                for j, count in enumerate(counts):
+                    value = _load_first(builder, source, j, count)
+                    _prefetch(builder, builder.add(_at(builder, source, j), ahead))
+                    _add_to(builder, _offset(builder, place, block, j), value)
+                    sums[j] = builder.fadd(sums[j], value)
+                return [builder.add(source, step), _at(builder, place, 1), *sums]
+
+            states = [x, columns] + [_constant(0.0)] * len(counts)
+            _, _, *sums = counted_loop(builder, positions, states, body)
+            for j, total in enumerate(sums):
+                _store(builder, total, _offset(builder, row, block, j), 4)
+
+        _for_each_width(builder, channels, emit)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 8), codegen
+
+
+@intrinsic
+def weigh_positions(
+    typingctx, x, step, grad, grad_step, positions, channels, gate, others, row, columns, block
+):
+    """Multiplies channels of positions of x and of gradients with each other.
+
+    Products by the gates of columns are summed over positions; those by the gate of the row are
+    added to what each column has.
+    """
+
+    def codegen(context, builder, signature, args):
+        x, step, grad, grad_step, positions, channels, gate, others, row, columns, block = args
+
+        def emit(counts):
+            across = range(len(counts))
+            factors = [_load(builder, _offset(builder, gate, block, j), _VECTOR, 4) for j in across]
+
+            def body(_, states):
+                source, upstream, weights, place, *sums = states
+                for j, count in enumerate(counts):
+                    value = _load_first(builder, source, j, count)
+                    value = builder.fmul(value, _load_first(builder, upstream, j, count))
+                    weight = _load(builder, _offset(builder, weights, block, j), _VECTOR, 4)
+                    total = _offset(builder, place, block, j)
+                    before = _load(builder, total, _VECTOR, 4)
+                    _store(builder, _fma(builder, value, factors[j], before), total, 4)
+                    sums[j] = _fma(builder, value, weight, sums[j])
+                following = [builder.add(source, step), builder.add(upstream, grad_step)]
+                return [*following, _at(builder, weights, 1), _at(builder, place, 1), *sums]
+
+            states = [x, grad, others, columns] + [_constant(0.0)] * len(counts)
+            _, _, _, _, *sums = counted_loop(builder, positions, states, body)
+            for j, total in enumerate(sums):
+                _store(builder, total, _offset(builder, row, block, j), 4)
+
+        _for_each_width(builder, channels, emit)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 11), codegen
