@@ -85,7 +85,7 @@ def product(p_x, p_y, p_out, steps, N: tl.constexpr, PRECISION: tl.constexpr):
 
 
 class Case:
-    op, name = "op", "case"
+    op, name, fixed = "op", "case", ()
 
     def __init__(self, size, precision, steps=3):
         self.size, self.precision, self.steps = size, precision, steps

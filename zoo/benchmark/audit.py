@@ -124,7 +124,7 @@ def _recording() -> Iterator[list[Launch]]:
 def record(case: Case, batch: int, dtype: torch.dtype) -> list[Launch]:
     """The launches of a case's forward and backward pass."""
     inputs = case.inputs(batch, device="meta", dtype=dtype)
-    wanted = [x.requires_grad_() for name, x in inputs.items() if name != "boxes"]
+    wanted = [x.requires_grad_() for name, x in inputs.items() if name not in case.fixed]
     with _recording() as launches:
         out = case.run("triton", **inputs)
         torch.autograd.grad(out, wanted, torch.empty_like(out), allow_unused=True)

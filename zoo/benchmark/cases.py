@@ -8,11 +8,16 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 
 from ...kernels import (
+    AgentBias,
     agent_attention,
     bilevel_routing_attention,
+    efficient_local_attention,
+    multi_query_pool,
+    neighborhood_attention,
+    roi_align,
+    roi_unpool,
     window_attention,
 )
-from ...kernels.agent_attention import AgentBias
 from ..errors import UserError
 from . import peers
 from .peers import Peer
@@ -54,6 +59,8 @@ class Case(ABC):
     op: ClassVar[str]
     implementations: ClassVar[tuple[str, ...]] = ("cpu", "triton", "reference")
     peers: ClassVar[Mapping[str, Peer]]
+    fixed: ClassVar[tuple[str, ...]] = ()
+    """Names of inputs that models want no gradients of."""
 
     name: str
 
@@ -101,6 +108,42 @@ class WindowAttention(Case):
     def floor(self, batch):
         groups = batch * self.heads * (self.side // self.window) ** 2
         return Products(groups, self.window**2, self.window**2, self.dim)
+
+
+@dataclass(frozen=True)
+class NeighborhoodAttention(Case):
+    op = "neighborhood_attention"
+    implementations = ("cpu", "triton", "natten", "reference")
+    peers = {
+        "natten alone": peers.neighborhood_natten,
+        "flex": peers.neighborhood_flex,
+        "flex compiled": peers.neighborhood_flex_compiled,
+        "sdpa masked": peers.neighborhood_sdpa,
+        "sdpa tiles": peers.neighborhood_tiles,
+    }
+
+    side: int
+    heads: int
+    dilation: int = 1
+    kernel: int = 7
+    bias: bool = True
+    dim: int = 32
+
+    def inputs(self, batch, **factory):
+        shape = batch, self.side, self.side, 3, self.heads, self.dim
+        inputs = {"qkv": torch.randn(shape, **factory)}
+        if self.bias:
+            table = 2 * self.kernel - 1
+            inputs["rpb"] = torch.randn(self.heads, table, table, **factory)
+        return inputs
+
+    def run(self, impl=None, *, qkv, rpb=None):
+        q, k, v = qkv.unbind(3)
+        return neighborhood_attention(q, k, v, self.kernel, self.dilation, rpb=rpb, impl=impl)
+
+    def floor(self, batch):
+        window = self.kernel**2
+        return Products(batch * self.heads * self.side**2 // window, window, window, self.dim)
 
 
 @dataclass(frozen=True)
@@ -177,6 +220,144 @@ class AgentAttention(Case):
         return Products(batch * self.heads, tokens, self.agents, self.dim, pairs=2)
 
 
+@dataclass(frozen=True)
+class EfficientLocalAttention(Case):
+    op = "efficient_local_attention"
+    peers = {"eager": peers.ela_eager, "eager compiled": peers.compiled(peers.ela_eager)}
+
+    side: int
+    channels: int
+    kernel: int = 7
+    width: int = 1
+    norm_groups: int = 16
+
+    def inputs(self, batch, **factory):
+        channels = self.channels
+        return {
+            "x": torch.randn(batch, channels, self.side, self.side, **factory),
+            "conv": torch.randn(channels, self.width, self.kernel, **factory),
+            "weight": torch.randn(channels, **factory),
+            "bias": torch.randn(channels, **factory),
+        }
+
+    def run(self, impl=None, *, x, conv, weight, bias):
+        return efficient_local_attention(x, conv, weight, bias, self.norm_groups, impl=impl)
+
+    def floor(self, batch):
+        # x and the output; then x, the output's gradient and that of x.
+        elements = batch * self.channels * self.side**2
+        return Copy(forward=2 * elements, both=5 * elements)
+
+
+@dataclass(frozen=True)
+class MultiQueryPool(Case):
+    op = "multi_query_pool"
+    peers = {
+        "textbook": peers.pool_textbook,
+        "textbook compiled": peers.compiled(peers.pool_textbook),
+        "sdpa": peers.pool_sdpa,
+        "pooled first": peers.pool_first,
+        "pooled first compiled": peers.compiled(peers.pool_first),
+    }
+
+    tokens: int
+    dim: int
+    queries: int
+    frozen: bool = True
+
+    @property
+    def fixed(self):
+        return ("x",) if self.frozen else ()
+
+    def inputs(self, batch, **factory):
+        return {
+            "x": torch.randn(batch, self.tokens, self.dim, **factory),
+            "queries": torch.randn(self.queries, self.dim, **factory),
+            "value": torch.randn(self.dim, self.dim, **factory) * self.dim**-0.5,
+        }
+
+    def run(self, impl=None, *, x, queries, value):
+        return multi_query_pool(x, queries, value, impl=impl)
+
+    def floor(self, batch):
+        return Products(batch, self.queries, self.tokens, self.dim)
+
+
+@dataclass(frozen=True)
+class RoIAlign(Case):
+    """Maps hold many regions: there are a quarter as many as images of other ops."""
+
+    op = "roi_align"
+    fixed = ("boxes",)
+    peers = {"torchvision": peers.roi_align_torchvision}
+
+    side: int
+    channels: int
+    regions: int
+    bins: int
+    extent: tuple[int, int]
+    spatial_scale: float = 1 / 8
+    sampling_ratio: int = 0
+
+    def inputs(self, batch, **factory):
+        images = max(batch // 4, 1)
+        x = torch.randn(images, self.channels, self.side, self.side, **factory)
+        pixels = self.side / self.spatial_scale
+        boxes = random_boxes(images * self.regions, pixels, self.extent, x.device)
+        image = torch.arange(images, device=x.device).repeat_interleave(self.regions)
+        return {"x": x, "boxes": torch.cat([image[:, None], boxes], 1)}
+
+    def run(self, impl=None, *, x, boxes):
+        sampling = self.bins, self.spatial_scale, self.sampling_ratio
+        return roi_align(x, boxes, *sampling, impl=impl)
+
+    def floor(self, batch):
+        images = max(batch // 4, 1)
+        elements = self.side**2 + self.regions * self.bins**2
+        return Copy(images * self.channels * elements, 2 * images * self.channels * elements)
+
+
+@dataclass(frozen=True)
+class RoIUnpool(Case):
+    """As ``RoIAlign``, back."""
+
+    op = "roi_unpool"
+    fixed = ("boxes",)
+    peers = {"products": peers.roi_unpool_products, "grid_sample": peers.roi_unpool_grid}
+
+    side: int
+    channels: int
+    bins: int
+    regions: int = 30
+
+    @property
+    def spatial_scale(self) -> float:
+        return self.side / 512
+
+    def inputs(self, batch, **factory):
+        count = max(batch // 4, 1) * self.regions
+        rois = torch.randn(count, self.channels, self.bins, self.bins, **factory)
+        return {"rois": rois, "boxes": random_boxes(count, 512, (64, 320), rois.device)}
+
+    def run(self, impl=None, *, rois, boxes):
+        return roi_unpool(rois, boxes, self.side, self.spatial_scale, impl=impl)
+
+    def floor(self, batch):
+        elements = max(batch // 4, 1) * self.regions * self.channels
+        elements *= self.bins**2 + self.side**2
+        return Copy(elements, 2 * elements)
+
+
+def random_boxes(
+    count: int, side: float, extent: tuple[int, int], device: torch.device
+) -> torch.Tensor:
+    """Corners (count, 4) of boxes within a square image, with sides within a range."""
+    low, high = extent
+    size = low + (high - low) * torch.rand(count, 2, device=device)
+    start = torch.rand(count, 2, device=device) * (side - size)
+    return torch.cat([start, start + size], 1)
+
+
 CASES: tuple[Case, ...] = (
     WindowAttention("swin_tiny stage 1", 56, 3),
     WindowAttention("swin_tiny stage 1, shifted", 56, 3, 3),
@@ -187,6 +368,17 @@ CASES: tuple[Case, ...] = (
     WindowAttention("swin_tiny stage 4", 7, 24),
     WindowAttention("agent_swin_small_288 stage 3, shifted", 18, 12, 4, window=9),
     WindowAttention("agent_swin_base_384 stage 3, shifted", 24, 16, 6, window=12),
+    NeighborhoodAttention("nat_mini stage 1, no bias", 56, 2, bias=False),
+    NeighborhoodAttention("nat_mini stage 1", 56, 2),
+    NeighborhoodAttention("nat_mini stage 2", 28, 4),
+    NeighborhoodAttention("nat_mini stage 3", 14, 8),
+    NeighborhoodAttention("nat_mini stage 4", 7, 16),
+    NeighborhoodAttention("dinat_mini stage 1, dilated", 56, 2, 8),
+    NeighborhoodAttention("dinat_mini stage 2, dilated", 28, 4, 4),
+    NeighborhoodAttention("dinat_mini stage 3, dilated", 14, 8, 2),
+    NeighborhoodAttention("nat_isotropic_small", 14, 12),
+    NeighborhoodAttention("dinat_large_384_11x11 stage 3", 24, 24, kernel=11),
+    NeighborhoodAttention("dinat_mini at 512, stage 1, dilated", 128, 2, 16),
     BilevelRoutingAttention("biformer_tiny stage 1", 56, 2, 1),
     BilevelRoutingAttention("biformer_tiny stage 2", 28, 4, 4),
     BilevelRoutingAttention("biformer_tiny stage 3", 14, 8, 16),
@@ -206,6 +398,31 @@ CASES: tuple[Case, ...] = (
     AgentAttention("agent_deit_base", 14, 12, 81, dim=64, prefix=1),
     AgentAttention("agent_cswin_base stage 1", 56, 4, 9, dim=24),
     AgentAttention("agent_swin_base_384 stage 1", 96, 4, 9),
+    EfficientLocalAttention("elaresnet50_t stage 1", 56, 64, kernel=5, norm_groups=32),
+    EfficientLocalAttention("elaresnet50_b stage 1", 56, 64),
+    EfficientLocalAttention("elaresnet50_s stage 1", 56, 64, kernel=5, width=8),
+    EfficientLocalAttention("elaresnet50_l stage 1", 56, 64, width=8),
+    EfficientLocalAttention("elaresnet50_l stage 2", 28, 128, width=8),
+    EfficientLocalAttention("elaresnet50_l stage 3", 14, 256, width=8),
+    EfficientLocalAttention("elaresnet50_l stage 4", 7, 512, width=8),
+    EfficientLocalAttention("elamobilenetv2_100_b, 144 channels", 56, 144),
+    EfficientLocalAttention("elamobilenetv2_100_b, 384 channels", 14, 384),
+    EfficientLocalAttention("elamobilenetv2_100_b, 960 channels", 7, 960),
+    MultiQueryPool("EP32 on ViT-B/16", 196, 768, 32),
+    MultiQueryPool("EP32 on ViT-B/16, trained", 196, 768, 32, frozen=False),
+    MultiQueryPool("EP32 on ViT-S/16", 196, 384, 32),
+    MultiQueryPool("EP12 on ViT-B/16", 196, 768, 12),
+    MultiQueryPool("EP32 on ViT-L/14", 256, 1024, 32),
+    RoIAlign("Mask R-CNN's box head, P3", 100, 256, 128, 7, (112, 224)),
+    RoIAlign("Mask R-CNN's mask head, P3", 100, 256, 32, 14, (112, 224)),
+    RoIAlign("ROICtrl at 64 x 64", 64, 320, 30, 25, (64, 320), 1 / 8, 2),
+    RoIAlign("ROICtrl at 32 x 32", 32, 640, 30, 19, (64, 320), 1 / 16, 2),
+    RoIAlign("ROICtrl at 16 x 16", 16, 1280, 30, 13, (64, 320), 1 / 32, 2),
+    RoIAlign("ROICtrl at 8 x 8", 8, 1280, 30, 7, (64, 320), 1 / 64, 2),
+    RoIUnpool("ROICtrl at 64 x 64", 64, 320, 25),
+    RoIUnpool("ROICtrl at 32 x 32", 32, 640, 19),
+    RoIUnpool("ROICtrl at 16 x 16", 16, 1280, 13),
+    RoIUnpool("ROICtrl at 8 x 8", 8, 1280, 7),
 )
 OPS = tuple(dict.fromkeys(case.op for case in CASES))
 

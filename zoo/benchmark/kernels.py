@@ -156,7 +156,7 @@ def _measure(
                 raise CannotRunError("interpreted, as TRITON_INTERPRET asks for; no speed of it")
             function = _implementation(case, name) if ours else case.peers[name](case, inputs)
             check(function)
-            steps[name] = _step(function, inputs, kind)
+            steps[name] = _step(case, function, inputs, kind)
         except Exception as error:  # whatever a peer raises where it cannot run
             fail(name, error)
     del check
@@ -209,14 +209,12 @@ def _one_line(error: BaseException) -> str:
     return line or type(error).__name__
 
 
-def _leaves(inputs: Tensors, kind: str, dtype: torch.dtype | None = None) -> Tensors:
-    """Copies of inputs, in a dtype and with gradients where these are run; boxes as they are."""
-    return {
-        name: x
-        if name == "boxes"
-        else x.to(dtype or x.dtype, copy=True).requires_grad_(kind == "both")
-        for name, x in inputs.items()
-    }
+def _leaves(case: Case, inputs: Tensors, kind: str, dtype: torch.dtype | None = None) -> Tensors:
+    """Copies of inputs, in another dtype if one is given, with gradients where they are run."""
+    copies = {name: x.to(dtype or x.dtype, copy=True) for name, x in inputs.items()}
+    for name, x in copies.items():
+        x.requires_grad_(kind == "both" and name not in case.fixed)
+    return copies
 
 
 def _run(function: Callable[..., torch.Tensor], inputs: Tensors, kind: str) -> Tensors:
@@ -237,14 +235,14 @@ class _Check:
     """Compares results with those of the reference in float64."""
 
     def __init__(self, case: Case, inputs: Tensors, kind: str):
-        self.inputs, self.kind = inputs, kind
+        self.case, self.inputs, self.kind = case, inputs, kind
         reference = _implementation(case, REFERENCE)
-        self.exact = _run(reference, _leaves(inputs, kind, torch.float64), kind)
-        self.usual = _run(reference, _leaves(inputs, kind), kind)
+        self.exact = _run(reference, _leaves(case, inputs, kind, torch.float64), kind)
+        self.usual = _run(reference, _leaves(case, inputs, kind), kind)
 
     def __call__(self, function: Callable[..., torch.Tensor]) -> None:
         """Raises ``WrongResultError`` if a result is farther off than rounding explains."""
-        found = _run(function, _leaves(self.inputs, self.kind), self.kind)
+        found = _run(function, _leaves(self.case, self.inputs, self.kind), self.kind)
         for name, exact in self.exact.items():
             usual = self.usual[name]
             if found[name].shape != exact.shape:
@@ -258,7 +256,7 @@ class _Check:
 
 
 def _step(
-    function: Callable[..., torch.Tensor], inputs: Tensors, kind: str
+    case: Case, function: Callable[..., torch.Tensor], inputs: Tensors, kind: str
 ) -> Callable[[], object]:
     if kind == "forward":
 
@@ -267,7 +265,7 @@ def _step(
             function(**inputs)
 
         return step
-    leaves = _leaves(inputs, kind)
+    leaves = _leaves(case, inputs, kind)
     wanted = [x for x in leaves.values() if x.requires_grad]
     with torch.no_grad():
         cotangent = torch.randn_like(function(**inputs))
