@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .._library import register_operator
-from ..dispatch import cast_for_autocast, choose, cpu_can_run
+from ..dispatch import cast_for_autocast, choose, cpu_can_run, triton_can_run
 from . import reference
 from .reference import AgentBias
 
@@ -73,6 +73,7 @@ def agent_attention(
         "agent_attention",
         impl,
         {
+            "triton": lambda: triton_can_run(*tensors),
             "cpu": lambda: cpu_can_run(*tensors),
         },
     )
@@ -136,11 +137,11 @@ def _bias_parts(
 
 
 def _implementation(impl: str) -> Any:
-    if impl != "cpu":
-        raise ValueError(f"no operator runs with impl={impl!r}")
-    from . import cpu
-
-    return cpu
+    if impl == "cpu":
+        from . import cpu as module
+    else:
+        from . import triton as module
+    return module
 
 
 def _forward(q, k, v, agents, *rest):
@@ -176,10 +177,10 @@ def _backward(grad, values, key_lse, query_lse, q, k, v, agents, *rest):
 def _fake_backward(grad, values, key_lse, query_lse, q, k, v, agents, *rest):
     by_token = (
         x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
-        for x in (q, k, v, agents)
+        for x in (q, k, v)
     )
     parts = (q.new_empty(0) if x is None else x.new_empty(x.shape) for x in rest[:8])
-    return *by_token, *parts
+    return *by_token, agents.new_empty(agents.shape), *parts
 
 
 def _setup_context(ctx, inputs, output):

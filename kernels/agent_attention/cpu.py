@@ -45,6 +45,7 @@ from .._simd import (
     store_as,
 )
 from .._threads import parallel_for
+from .reference import interpolation_weights
 
 FLOAT = 0
 """Code of float32 in ``DTYPE_CODES``, that of scratch memory."""
@@ -298,18 +299,13 @@ def _resizing(block, size):
 
     The last two are in rows of whole vectors; the first of them has one to spare.
     """
-    y, x = map(_resizing_line, block, size)
+    if 0 in block:
+        y, x = (torch.zeros(0, side, dtype=torch.float32, device="cpu") for side in size)
+    else:
+        y, x = (interpolation_weights(*sides, "cpu") for sides in zip(block, size, strict=True))
     x = F.pad(x, (0, 0, 0, 1), value=1.0)
     wide, narrow = (F.pad(x, (0, -x.shape[1] % LANES + LANES)), F.pad(x.T, (0, -len(x) % LANES)))
     return tuple(np.ascontiguousarray(m) for m in (y.T, wide, narrow))
-
-
-def _resizing_line(before, after):
-    """Weights (before, after) of linear interpolation."""
-    if before == 0:
-        return torch.empty(0, after, dtype=torch.float32, device="cpu")
-    lines = torch.eye(before, dtype=torch.float32, device="cpu")[None]
-    return F.interpolate(lines, size=after, mode="linear", align_corners=False)[0]
 
 
 def _bias_sums(parts, split):

@@ -38,6 +38,12 @@ def dense_bias(bias: AgentBias) -> torch.Tensor:
     return dense if prefix is None else torch.cat([prefix.to(dense.dtype), dense], -1)
 
 
+def interpolation_weights(before: int, after: int, device: torch.device | str) -> torch.Tensor:
+    """Weights (before, after) by which linear interpolation resizes a side."""
+    lines = torch.eye(before, dtype=torch.float32, device=device)[None]
+    return F.interpolate(lines, size=after, mode="linear", align_corners=False)[0]
+
+
 def agent_attention(
     q: torch.Tensor,
     k: torch.Tensor,

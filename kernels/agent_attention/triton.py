@@ -1,0 +1,385 @@
+"""Agent attention on GPUs: one attention of agents to keys, one of queries to agents.
+
+Both have the same kernels: rows X attend to columns Y with values V, rows being agents and columns
+keys, or rows queries and columns agents. Where the dimension that a program runs along is the long
+one, it is split, and partial sums are put together in a fixed order.
+
+Biases in parts are put together once per call, (heads, agents, tokens): a program reads one number
+a logit, side by side, where the parts would take six scattered ones.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .._triton import dot, dot_precision, launch
+from .reference import AgentBias, dense_bias, interpolation_weights
+
+LOG2E = tl.constexpr(1.4426950408889634)
+CHUNK = 1024
+"""Most tokens that a program runs along."""
+GROUPS = 8
+"""Partial sums of the gradient of a bias."""
+
+
+@triton.jit
+def _load(p, i_t, i_d, s_t, T, D: tl.constexpr):
+    """Rows [BT, BD] of a matrix (T, D); zeros beyond."""
+    return tl.load(
+        p + i_t.to(tl.int64)[:, None] * s_t + i_d[None, :],
+        mask=(i_t < T)[:, None] & (i_d < D)[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def _store(p, b, i_t, i_d, s_t, T, D: tl.constexpr):
+    tl.store(
+        p + i_t.to(tl.int64)[:, None] * s_t + i_d[None, :],
+        b.to(p.dtype.element_ty),
+        mask=(i_t < T)[:, None] & (i_d < D)[None, :],
+    )
+
+
+@triton.jit
+def _logits(
+    b_x, b_y, p_bias, i_r, i_c, s_r, s_c, R, C, scale, BIAS: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Logits [BR, BC] of rows and columns times log2(e); -inf beyond the last column."""
+    b_s = dot(b_x, tl.trans(b_y), PRECISION) * (scale * LOG2E)
+    if BIAS:
+        at = i_r.to(tl.int64)[:, None] * s_r + i_c.to(tl.int64)[None, :] * s_c
+        inside = (i_r < R)[:, None] & (i_c < C)[None, :]
+        b_s += tl.load(p_bias + at, mask=inside, other=0.0).to(tl.float32) * LOG2E
+    return tl.where((i_c < C)[None, :], b_s, float("-inf"))
+
+
+@triton.jit
+def agent_attention_fwd_kernel(
+    p_x, p_y, p_v, p_bias, p_out, p_lse, scale, R, C, HEADS, chunk,
+    x_b, x_h, x_t, y_b, y_h, y_t, v_b, v_h, v_t, bias_h, bias_r, bias_c,
+    out_s, out_b, out_h, out_t,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    BR: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Outputs of a block of rows, by a chunk of the columns."""
+    i_bh, i_s = tl.program_id(0), tl.program_id(2)
+    i_b, i_h = (i_bh // HEADS).to(tl.int64), (i_bh % HEADS).to(tl.int64)
+    i_r = tl.program_id(1) * BR + tl.arange(0, BR)
+    i_d, i_v = tl.arange(0, BD), tl.arange(0, BV)
+    p_y += i_b * y_b + i_h * y_h
+    p_v += i_b * v_b + i_h * v_h
+    b_x = _load(p_x + i_b * x_b + i_h * x_h, i_r, i_d, x_t, R, D)  # [BR, BD]
+
+    b_out = tl.zeros([BR, BV], tl.float32)
+    b_max = tl.full([BR], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BR], tl.float32)
+    for start in range(i_s * chunk, min((i_s + 1) * chunk, C), BC):
+        i_c = start + tl.arange(0, BC)
+        b_y = _load(p_y, i_c, i_d, y_t, C, D)  # [BC, BD]
+        b_v = _load(p_v, i_c, i_v, v_t, C, DV).to(b_x.dtype)  # [BC, BV]
+        b_s = _logits(
+            b_x, b_y, p_bias + i_h * bias_h, i_r, i_c, bias_r, bias_c, R, C, scale, BIAS, PRECISION
+        )
+        b_new = tl.maximum(b_max, tl.max(b_s, 1))
+        # A bias of -inf may hide all columns.
+        b_ref = tl.where(b_new == float("-inf"), 0.0, b_new)
+        b_p = tl.exp2(b_s - b_ref[:, None])  # [BR, BC]
+        b_decay = tl.exp2(b_max - b_ref)
+        b_sum = b_sum * b_decay + tl.sum(b_p, 1)
+        b_out = b_out * b_decay[:, None] + dot(b_p.to(b_x.dtype), b_v, PRECISION)
+        b_max = b_new
+
+    b_out = b_out / tl.where(b_sum > 0, b_sum, 1.0)[:, None]
+    p_out += i_s * out_s + i_b * out_b + i_h * out_h
+    _store(p_out, b_out, i_r, i_v, out_t, R, DV)
+    p_lse += (i_s * tl.num_programs(0) + i_bh).to(tl.int64) * R
+    tl.store(p_lse + i_r, (b_max + tl.log2(b_sum)) / LOG2E, mask=i_r < R)
+
+
+@triton.jit
+def _load_row_statistics(p_lse, p_delta, i_bh, i_r, R):
+    """Log-sum-exp times log2(e) and mean gradients of logits, of rows [BR] of a head."""
+    at = i_bh.to(tl.int64) * R + i_r
+    b_lse = tl.load(p_lse + at, mask=i_r < R, other=float("inf")) * LOG2E
+    return b_lse, tl.load(p_delta + at, mask=i_r < R, other=0.0)
+
+
+@triton.jit
+def agent_attention_bwd_kernel_rows(
+    p_x, p_y, p_v, p_bias, p_lse, p_grad, p_delta, p_dx, scale, R, C, HEADS, chunk,
+    x_b, x_h, x_t, y_b, y_h, y_t, v_b, v_h, v_t, bias_h, bias_r, bias_c, grad_b, grad_h, grad_t,
+    dx_s, dx_b, dx_h, dx_t,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    BR: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr, WITH_DELTA: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a block of rows, by a chunk of the columns; and, if wanted, ``delta`` itself."""
+    i_bh, i_s = tl.program_id(0), tl.program_id(2)
+    i_b, i_h = (i_bh // HEADS).to(tl.int64), (i_bh % HEADS).to(tl.int64)
+    i_r = tl.program_id(1) * BR + tl.arange(0, BR)
+    i_d, i_v = tl.arange(0, BD), tl.arange(0, BV)
+    p_y += i_b * y_b + i_h * y_h
+    p_v += i_b * v_b + i_h * v_h
+    p_bias += i_h * bias_h
+    b_x = _load(p_x + i_b * x_b + i_h * x_h, i_r, i_d, x_t, R, D)
+    b_grad = _load(p_grad + i_b * grad_b + i_h * grad_h, i_r, i_v, grad_t, R, DV).to(b_x.dtype)
+    b_lse, b_delta = _load_row_statistics(p_lse, p_delta, i_bh, i_r, R)
+    first, last = i_s * chunk, min((i_s + 1) * chunk, C)
+
+    if WITH_DELTA:
+        b_delta = tl.zeros([BR], tl.float32)
+        for start in range(first, last, BC):
+            i_c = start + tl.arange(0, BC)
+            b_y = _load(p_y, i_c, i_d, y_t, C, D)
+            b_v = _load(p_v, i_c, i_v, v_t, C, DV).to(b_x.dtype)
+            b_s = _logits(b_x, b_y, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BIAS, PRECISION)
+            b_dp = dot(b_grad, tl.trans(b_v), PRECISION)
+            b_delta += tl.sum(tl.exp2(b_s - b_lse[:, None]) * b_dp, 1)
+        tl.store(p_delta + i_bh.to(tl.int64) * R + i_r, b_delta, mask=i_r < R)
+
+    b_dx = tl.zeros([BR, BD], tl.float32)
+    for start in range(first, last, BC):
+        i_c = start + tl.arange(0, BC)
+        b_y = _load(p_y, i_c, i_d, y_t, C, D)
+        b_v = _load(p_v, i_c, i_v, v_t, C, DV).to(b_x.dtype)
+        b_s = _logits(b_x, b_y, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BIAS, PRECISION)
+        b_dp = dot(b_grad, tl.trans(b_v), PRECISION)
+        b_ds = tl.exp2(b_s - b_lse[:, None]) * (b_dp - b_delta[:, None])
+        b_dx += dot(b_ds.to(b_x.dtype), b_y, PRECISION)
+    _store(p_dx + i_s * dx_s + i_b * dx_b + i_h * dx_h, b_dx * scale, i_r, i_d, dx_t, R, D)
+
+
+@triton.jit
+def agent_attention_bwd_kernel_columns(
+    p_x, p_y, p_v, p_bias, p_lse, p_grad, p_delta, p_dy, p_dv, scale, R, C, HEADS, chunk,
+    x_b, x_h, x_t, y_b, y_h, y_t, v_b, v_h, v_t, bias_h, bias_r, bias_c, grad_b, grad_h, grad_t,
+    dy_s, dy_b, dy_h, dy_t, dv_s, dv_b, dv_h, dv_t,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    BR: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a block of columns and of their values, by a chunk of the rows."""
+    i_bh, i_s = tl.program_id(0), tl.program_id(2)
+    i_b, i_h = (i_bh // HEADS).to(tl.int64), (i_bh % HEADS).to(tl.int64)
+    i_c = tl.program_id(1) * BC + tl.arange(0, BC)
+    i_d, i_v = tl.arange(0, BD), tl.arange(0, BV)
+    p_x += i_b * x_b + i_h * x_h
+    p_grad += i_b * grad_b + i_h * grad_h
+    p_bias += i_h * bias_h
+    b_y = _load(p_y + i_b * y_b + i_h * y_h, i_c, i_d, y_t, C, D)
+    b_v = _load(p_v + i_b * v_b + i_h * v_h, i_c, i_v, v_t, C, DV).to(b_y.dtype)
+    b_dy = tl.zeros([BC, BD], tl.float32)
+    b_dv = tl.zeros([BC, BV], tl.float32)
+    for start in range(i_s * chunk, min((i_s + 1) * chunk, R), BR):
+        i_r = start + tl.arange(0, BR)
+        b_x = _load(p_x, i_r, i_d, x_t, R, D)
+        b_grad = _load(p_grad, i_r, i_v, grad_t, R, DV).to(b_y.dtype)
+        b_lse, b_delta = _load_row_statistics(p_lse, p_delta, i_bh, i_r, R)
+        # Columns are rows here, so that no matrix of weights has to be transposed.
+        b_s = _logits(b_y, b_x, p_bias, i_c, i_r, bias_c, bias_r, C, R, scale, BIAS, PRECISION)
+        b_p = tl.exp2(b_s - b_lse[None, :])  # [BC, BR]
+        b_ds = b_p * (dot(b_v, tl.trans(b_grad), PRECISION) - b_delta[None, :])
+        b_dv += dot(b_p.to(b_y.dtype), b_grad, PRECISION)
+        b_dy += dot(b_ds.to(b_y.dtype), b_x, PRECISION)
+    _store(p_dy + i_s * dy_s + i_b * dy_b + i_h * dy_h, b_dy * scale, i_c, i_d, dy_t, C, D)
+    _store(p_dv + i_s * dv_s + i_b * dv_b + i_h * dv_h, b_dv, i_c, i_v, dv_t, C, DV)
+
+
+@triton.jit
+def agent_attention_bwd_kernel_bias(
+    p_x, p_y, p_v, p_bias, p_lse, p_grad, p_delta, p_sums, scale, R, C, HEADS, batch, groups,
+    x_b, x_h, x_t, y_b, y_h, y_t, v_b, v_h, v_t, bias_h, bias_r, bias_c, grad_b, grad_h, grad_t,
+    sums_s, sums_h, sums_r, sums_c,
+    D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    BR: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sums the gradient of a block of the bias [BR, BC] over a group of samples."""
+    i_h, i_g = tl.program_id(1).to(tl.int64), tl.program_id(2)
+    blocks = tl.cdiv(C, BC)
+    i_r = tl.program_id(0) // blocks * BR + tl.arange(0, BR)
+    i_c = tl.program_id(0) % blocks * BC + tl.arange(0, BC)
+    i_d, i_v = tl.arange(0, BD), tl.arange(0, BV)
+    p_bias += i_h * bias_h
+    b_sum = tl.zeros([BR, BC], tl.float32)
+    for sample in range(i_g, batch, groups):
+        i_b = tl.cast(sample, tl.int64)
+        b_x = _load(p_x + i_b * x_b + i_h * x_h, i_r, i_d, x_t, R, D)
+        b_y = _load(p_y + i_b * y_b + i_h * y_h, i_c, i_d, y_t, C, D)
+        b_v = _load(p_v + i_b * v_b + i_h * v_h, i_c, i_v, v_t, C, DV).to(b_x.dtype)
+        b_grad = _load(p_grad + i_b * grad_b + i_h * grad_h, i_r, i_v, grad_t, R, DV)
+        b_lse, b_delta = _load_row_statistics(p_lse, p_delta, i_b * HEADS + i_h, i_r, R)
+        b_s = _logits(b_x, b_y, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BIAS, PRECISION)
+        b_dp = dot(b_grad.to(b_x.dtype), tl.trans(b_v), PRECISION)
+        b_sum += tl.exp2(b_s - b_lse[:, None]) * (b_dp - b_delta[:, None])
+    at = i_r.to(tl.int64)[:, None] * sums_r + i_c.to(tl.int64)[None, :] * sums_c
+    inside = (i_r < R)[:, None] & (i_c < C)[None, :]
+    tl.store(p_sums + i_g * sums_s + i_h * sums_h + at, b_sum, mask=inside)
+
+
+def forward(q, k, v, agents, key_bias, query_bias, scales):
+    """Output, the agents' values, and log-sum-exp of the logits of agents and of queries."""
+    batch, heads, tokens, _ = q.shape
+    dim, splits = v.shape[3], _splits(k)
+    values = _floats(q, splits, *agents.shape[:3], dim)
+    key_lse = _floats(q, splits, *agents.shape[:3])
+    gathering = _arguments(agents, k, v, _dense(key_bias), scales[0])
+    gathering |= {**_with_strides(p_out=values), "p_lse": key_lse}
+    _run_rows(agent_attention_fwd_kernel, gathering, splits)
+    if splits > 1:
+        parts, key_lse = key_lse, key_lse.logsumexp(0, keepdim=True)
+        values = (values * (parts - key_lse).exp()[..., None]).sum(0, keepdim=True)
+
+    out = v.new_empty(batch, tokens, heads, dim).transpose(1, 2)
+    query_lse = _floats(q, batch, heads, tokens)
+    bias = _dense(query_bias, transposed=True)
+    spreading = _arguments(q, agents, values[0], bias, scales[1])
+    spreading |= {**_with_strides(p_out=out[None]), "p_lse": query_lse}
+    _run_rows(agent_attention_fwd_kernel, spreading, 1)
+    return out, values[0], key_lse[0], query_lse
+
+
+def backward(grad, values, key_lse, query_lse, q, k, v, agents, key_bias, query_bias, scales):
+    """Gradients of q, k, v and agents, and of the parts of both biases."""
+    dq, dk, dv = (
+        x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
+        for x in (q, k, v)
+    )
+    bias = _dense(query_bias, transposed=True)
+    spreading = _arguments(q, agents, values, bias, scales[1])
+    spreading |= {**_with_strides(p_grad=grad), "p_lse": query_lse}
+    spreading["p_delta"] = torch.empty_like(query_lse)
+    outputs = {**_with_strides(p_dx=dq[None]), "WITH_DELTA": True}
+    _run_rows(agent_attention_bwd_kernel_rows, spreading | outputs, 1)
+    splits = _splits(q)
+    query_sums, value_sums = (_floats(q, splits, *x.shape) for x in (agents, values))
+    _run_columns(spreading | _with_strides(p_dy=query_sums, p_dv=value_sums), splits)
+    query_grads = _bias_gradients(spreading, query_bias, transposed=True)
+
+    value_grad, splits = value_sums.sum(0), _splits(k)
+    gathering = _arguments(agents, k, v, _dense(key_bias), scales[0])
+    gathering |= {**_with_strides(p_grad=value_grad), "p_lse": key_lse}
+    gathering["p_delta"] = (value_grad * values).sum(-1)
+    key_sums = _floats(q, splits, *agents.shape)
+    outputs = {**_with_strides(p_dx=key_sums), "WITH_DELTA": False}
+    _run_rows(agent_attention_bwd_kernel_rows, gathering | outputs, splits)
+    _run_columns(gathering | _with_strides(p_dy=dk[None], p_dv=dv[None]), 1)
+    key_grads = _bias_gradients(gathering, key_bias)
+    dagents = (query_sums.sum(0) + key_sums.sum(0)).to(agents.dtype)
+    return (dq, dk, dv, dagents), key_grads, query_grads
+
+
+def _floats(like, *shape):
+    return torch.empty(shape, dtype=torch.float32, device=like.device)
+
+
+def _splits(tokens):
+    return -(-tokens.shape[2] // CHUNK)
+
+
+def _arguments(x, y, v, bias, scale):
+    """What all kernels take for rows ``x``, columns ``y`` and values ``v`` of attention."""
+    rows, columns, dim, dim_v = x.shape[2], y.shape[2], x.shape[3], v.shape[3]
+    strides = (0, 0, 0) if bias is None else bias.stride()
+    # Both operands of a product are split in two in fp32, which large tiles have no registers for.
+    most = 32 if x.dtype == torch.float32 else 64
+    return {
+        **_with_strides(p_x=x, p_y=y, p_v=v),
+        "p_bias": x if bias is None else bias,
+        **dict(zip(("bias_h", "bias_r", "bias_c"), strides, strict=True)),
+        "scale": scale,
+        "R": rows,
+        "C": columns,
+        "HEADS": x.shape[1],
+        "D": dim,
+        "DV": dim_v,
+        "BD": max(triton.next_power_of_2(dim), 16),
+        "BV": max(triton.next_power_of_2(dim_v), 16),
+        "BR": min(max(triton.next_power_of_2(rows), 16), most),
+        "BC": min(max(triton.next_power_of_2(columns), 16), most),
+        "BIAS": bias is not None,
+        "PRECISION": dot_precision(x.dtype),
+    }
+
+
+def _with_strides(**tensors):
+    """Tensors ``p_name``, and their strides but the last one as ``name_b``, ``name_h``, ..."""
+    arguments = {}
+    for name, x in tensors.items():
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        arguments[name] = x
+        letters = "sbht"[5 - x.ndim :]
+        strides = zip(letters, x.stride()[:-1], strict=True)
+        arguments |= {f"{name[2:]}_{letter}": stride for letter, stride in strides}
+    return arguments
+
+
+def _run_rows(kernel, arguments, splits):
+    """Runs a kernel that has programs for blocks of rows, and runs along columns."""
+    blocks = triton.cdiv(arguments["R"], arguments["BR"])
+    chunk = CHUNK if splits > 1 else arguments["C"]
+    launch(kernel, (_sequences(arguments), blocks, splits), **arguments, chunk=chunk)
+
+
+def _run_columns(arguments, splits):
+    blocks = triton.cdiv(arguments["C"], arguments["BC"])
+    chunk = CHUNK if splits > 1 else arguments["R"]
+    grid = (_sequences(arguments), blocks, splits)
+    launch(agent_attention_bwd_kernel_columns, grid, **arguments, chunk=chunk)
+
+
+def _sequences(arguments):
+    return arguments["p_x"].shape[0] * arguments["HEADS"]
+
+
+def _dense(parts, transposed=False):
+    """A bias (heads, agents, tokens), or (heads, tokens, agents), or None."""
+    rows, _, block, _ = parts
+    bias = block if rows is None else dense_bias(AgentBias(*parts))
+    return bias.transpose(1, 2) if transposed and bias is not None else bias
+
+
+def _bias_gradients(arguments, parts, transposed=False):
+    """Gradients of the parts of a bias."""
+    if not arguments["BIAS"]:
+        return parts
+    batch, heads, rows, columns = (
+        arguments["p_x"].shape[0],
+        *(arguments[n] for n in ("HEADS", "R", "C")),
+    )
+    groups = min(batch, GROUPS)
+    shape = (columns, rows) if transposed else (rows, columns)
+    sums = _floats(arguments["p_x"], groups, heads, *shape)  # agents before tokens
+    strides = sums.stride()
+    strides = (*strides[:2], *(strides[:1:-1] if transposed else strides[2:]))
+    blocks = triton.cdiv(rows, arguments["BR"]) * triton.cdiv(columns, arguments["BC"])
+    launch(
+        agent_attention_bwd_kernel_bias,
+        (blocks, heads, groups),
+        **arguments,
+        **dict(zip(("sums_s", "sums_h", "sums_r", "sums_c"), strides, strict=True)),
+        p_sums=sums,
+        batch=batch,
+        groups=groups,
+    )
+    return _gradients_of_parts(sums.sum(0), parts)
+
+
+def _gradients_of_parts(grad, parts):
+    """Gradients of a bias's parts by that of the bias (heads, agents, tokens)."""
+    rows, columns, block, prefix = parts
+    if rows is None:
+        return None, None, grad.to(block.dtype), None
+    before = 0 if prefix is None else prefix.shape[2]
+    area = grad[..., before:].unflatten(2, (rows.shape[2], columns.shape[2]))
+    grads = [area.sum(3), area.sum(2), None, None if prefix is None else grad[..., :before]]
+    if block is not None:
+        # The gradient of torch's own interpolation is not deterministic on GPUs.
+        y, x = (
+            interpolation_weights(*sides, grad.device)
+            for sides in zip(block.shape[2:], area.shape[2:], strict=True)
+        )
+        grads[2] = y @ area @ x.T
+    return [
+        x if part is None else x.to(part.dtype).contiguous()
+        for x, part in zip(grads, parts, strict=True)
+    ]
