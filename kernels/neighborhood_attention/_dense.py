@@ -147,47 +147,46 @@ def _needs_bias(rpb, zs, ys, xs):
 
 
 @inline
-def _entry(key, query, g, zs, ys, xs):
-    """Row and column of the bias table for a key and a query; row -1 outside of the window."""
-    kz, ky, kx = key // (ys.count * xs.count), key // xs.count % ys.count, key % xs.count
-    qz, qy, qx = query // (ys.count * xs.count), query // xs.count % ys.count, query % xs.count
-    if (
-        kz < zs.start[qz]
-        or kz >= zs.end[qz]
-        or ky < ys.start[qy]
-        or ky >= ys.end[qy]
-        or kx < xs.start[qx]
-        or kx >= xs.end[qx]
-    ):
-        return -1, 0
-    row = (kz - qz + g.kernel_z - 1) * (2 * g.kernel_y - 1) + ky - qy + g.kernel_y - 1
-    return row, kx - qx + g.kernel_x - 1
+def _bias_row(kz, ky, qz, qy, g, zs, ys):
+    """Row of the bias table for rows of a key and a query; -1 outside of the window."""
+    if kz < zs.start[qz] or kz >= zs.end[qz] or ky < ys.start[qy] or ky >= ys.end[qy]:
+        return -1
+    return (kz - qz + g.kernel_z - 1) * (2 * g.kernel_y - 1) + ky - qy + g.kernel_y - 1
 
 
 @jit
 def _expand_bias(rpb, h, g, w, zs, ys, xs, target):
-    """Writes the bias (key, query) to the base 2: -inf outside windows, 0 for additional keys."""
+    """Writes the bias (key, query) to the base 2, -inf outside of windows, 0 for more keys."""
     count = zs.count * ys.count * xs.count
     clear(target, (count + g.extra) * w.lanes_row // F32)
-    for key in range(count):
-        for query in range(count):
-            row, column = _entry(key, query, g, zs, ys, xs)
-            value = -INFINITY if row < 0 else ZERO
-            if row >= 0 and len(rpb) > 0:
-                value = rpb[h, row, column] * LOG2E
-            put(target + key * w.lanes_row + F32 * query, value)
+    for k in range(zs.count * ys.count):
+        for q in range(zs.count * ys.count):
+            row = _bias_row(k // ys.count, k % ys.count, q // ys.count, q % ys.count, g, zs, ys)
+            for kx in range(xs.count):
+                place = target + (k * xs.count + kx) * w.lanes_row + q * xs.count * F32
+                for qx in range(xs.count):
+                    value = -INFINITY
+                    if row >= 0 and xs.start[qx] <= kx < xs.end[qx]:
+                        value = ZERO
+                        if len(rpb) > 0:
+                            value = rpb[h, row, kx - qx + g.kernel_x - 1] * LOG2E
+                    put(place + F32 * qx, value)
 
 
 @jit
 def _reduce_bias(dbias, g, w, zs, ys, xs, sums):
     """Moves the gradients of what ``_expand_bias`` writes to those of the table."""
-    count = zs.count * ys.count * xs.count
-    for key in range(count):
-        for query in range(count):
-            row, column = _entry(key, query, g, zs, ys, xs)
-            if row >= 0:
-                sums[row, column] += get(dbias + key * w.lanes_row + F32 * query)
-    clear(dbias, (count + g.extra) * w.lanes_row // F32)
+    for k in range(zs.count * ys.count):
+        for q in range(zs.count * ys.count):
+            row = _bias_row(k // ys.count, k % ys.count, q // ys.count, q % ys.count, g, zs, ys)
+            if row < 0:
+                continue
+            for kx in range(xs.count):
+                place = dbias + (k * xs.count + kx) * w.lanes_row + q * xs.count * F32
+                for qx in range(xs.count):
+                    if xs.start[qx] <= kx < xs.end[qx]:
+                        sums[row, kx - qx + g.kernel_x - 1] += get(place + F32 * qx)
+    clear(dbias, (zs.count * ys.count * xs.count + g.extra) * w.lanes_row // F32)
 
 
 @jit

@@ -335,15 +335,20 @@ def _to_planes(tile, low, s, change, planes, plane, count, row, target, target_c
                 at = place + (offset + t) * step
                 store(at, select(regular, load(source + t * VECTOR), zero))
                 store(at + target_change, select(regular, load(source + change + t * VECTOR), zero))
-            for lane in range(tile.count):
-                if tile.regular >> lane & 1:
-                    continue
-                shift = tile.shift0 if tile.mask0 >> lane & 1 else tile.shift1
-                moved = offset + shift - lane
-                for t in range(max(tile.low - moved, 0), min(tile.high - moved + 1, tile.slots)):
-                    at = place + (moved + t) * step + F32 * lane
-                    put(at, get(source + t * VECTOR + F32 * lane))
-                    put(at + target_change, get(source + change + t * VECTOR + F32 * lane))
+    if tile.edges == 0:
+        return
+    for lane in range(tile.count):
+        if tile.regular >> lane & 1:
+            continue
+        moved = offset - lane + (tile.shift0 if tile.mask0 >> lane & 1 else tile.shift1)
+        begin, end = max(tile.low - moved, 0), min(tile.high - moved + 1, tile.slots)
+        for z in range(planes):
+            for r in range(count):
+                source = s + z * plane + r * row + F32 * lane
+                place = target + z * by_plane + r * by_row - low * pitch + moved * step + F32 * lane
+                for t in range(begin, end):
+                    put(place + t * step, get(source + t * VECTOR))
+                    put(place + target_change + t * step, get(source + change + t * VECTOR))
 
 
 @jit
