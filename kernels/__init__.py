@@ -4,7 +4,7 @@ from .agent_attention import AgentBias, agent_attention
 from .bilevel_routing_attention import bilevel_routing_attention, route_regions
 from .dispatch import use_impl
 from .efficient_local_attention import efficient_local_attention
-from .multi_query_pool import multi_query_pool
+from .multi_query_pool import multi_query_pool, query_attention
 from .neighborhood_attention import neighborhood_attention
 from .roi_align import roi_align
 from .roi_unpool import roi_unpool
@@ -17,6 +17,7 @@ __all__ = [
     "efficient_local_attention",
     "multi_query_pool",
     "neighborhood_attention",
+    "query_attention",
     "roi_align",
     "roi_unpool",
     "route_regions",

@@ -1,12 +1,14 @@
 """Pooling of tokens by learned queries (Efficient Probing, arXiv 2506.10178, section 3)."""
 
+from typing import Any
+
 import torch
 
 from .._library import register_operator
-from ..dispatch import cast_for_autocast, choose, cpu_can_run
+from ..dispatch import cast_for_autocast, choose, cpu_can_run, triton_can_run
 from . import reference
 
-__all__ = ["multi_query_pool"]
+__all__ = ["multi_query_pool", "query_attention"]
 
 
 def multi_query_pool(
@@ -15,54 +17,86 @@ def multi_query_pool(
     value_weight: torch.Tensor | None = None,
     value_bias: torch.Tensor | None = None,
     scale: float | None = None,
+    values: torch.Tensor | None = None,
     impl: str | None = None,
 ) -> torch.Tensor:
     """Pools tokens once for each query, by the softmax of their inner products with it.
 
-    With a value projection, the query j of M pools the j-th of M contiguous groups of its outputs,
-    and the groups are concatenated. The projection is applied to the pooled tokens, not to all of
-    them, which by linearity is the same: ``sum_n a_n W x_n = W sum_n a_n x_n``.
+    With a value projection, query j of M pools the j-th of M contiguous groups of its outputs, and
+    the groups are concatenated. The projection is applied to the pooled tokens, not to all of them,
+    which by linearity is the same: ``sum_n a_n W x_n = W sum_n a_n x_n``.
 
-    The backward pass is deterministic. It computes a gradient of ``x`` only where one is wanted.
+    Other attentive poolings come down to this one. Attention of a query by H heads, with keys
+    ``W_h x``, is that of the H queries ``W_h^T q_h`` (a key bias changes no softmax), and its value
+    projection is the grouped one. Queries made from the tokens of an item differ by item. A value
+    projection that heads share is applied to what comes without one, as are others.
+
+    The backward pass is deterministic. It computes a gradient of ``x`` only where one is wanted:
+    features are often frozen.
 
     Args:
         x: Tokens, (B, N, D).
         queries: Queries, (M, D), or (B, M, D), different ones for each item.
-        value_weight: Value projection, (D_out, D), where M divides D_out.
+        value_weight: Value projection, (D_out, E), where M divides D_out.
         value_bias: Its bias, (D_out,).
         scale: Factor of the logits; ``D ** -0.5`` by default.
+        values: What is pooled, (B, N, E), instead of ``x``.
         impl: Implementation; see ``visattn.kernels.dispatch``.
 
     Returns:
-        (B, D_out), or (B, M, D) without a value projection.
+        (B, D_out), or (B, M, E) without a value projection.
 
     Raises:
-        ValueError: If a shape is impossible.
+        ValueError: If shapes or dtypes do not fit each other.
         RuntimeError: If ``impl`` names an implementation that cannot run.
     """
-    _check(x, queries, value_weight, value_bias)
+    _check(x, queries)
+    _check_values(x, queries, values, value_weight, value_bias)
     x, queries = cast_for_autocast(x, queries)
+    if values is not None:
+        (values,) = cast_for_autocast(values)
     scale = x.shape[-1] ** -0.5 if scale is None else scale
-    impl = choose("multi_query_pool", impl, {"cpu": lambda: cpu_can_run(x, queries)})
+    tensors = (x, queries, values)
+    impl = choose(
+        "multi_query_pool",
+        impl,
+        {"triton": lambda: triton_can_run(*tensors), "cpu": lambda: cpu_can_run(*tensors)},
+    )
     if impl == "reference":
-        pooled = reference.multi_query_pool(x, queries, scale)
+        pooled = reference.multi_query_pool(x, values, queries, scale)
     else:
-        differentiable = torch.is_grad_enabled() and (x.requires_grad or queries.requires_grad)
-        pooled = _operator(x, queries, scale, differentiable)[0]
+        # What the gradient needs is kept only where there will be one.
+        save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        pooled = _operator(x, values, queries, scale, save, impl)[0]
     if value_weight is None:
         return pooled
     (weight,) = cast_for_autocast(value_weight)
-    weight = weight.unflatten(0, (queries.shape[-2], -1))  # (M, D_out / M, D)
-    out = torch.einsum("bmd,mcd->bmc", pooled, weight).flatten(1)
+    weight = weight.unflatten(0, (queries.shape[-2], -1))  # (M, D_out / M, E)
+    out = torch.einsum("bme,mce->bmc", pooled, weight).flatten(1)
     return out if value_bias is None else out + value_bias.to(out.dtype)
 
 
-def _check(
-    x: torch.Tensor,
-    queries: torch.Tensor,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-) -> None:
+def query_attention(
+    x: torch.Tensor, queries: torch.Tensor, scale: float | None = None
+) -> torch.Tensor:
+    """Weights that ``multi_query_pool`` gives to tokens, to look at.
+
+    Args:
+        x: Tokens, (B, N, D).
+        queries: Queries, (M, D) or (B, M, D).
+        scale: Factor of the logits; ``D ** -0.5`` by default.
+
+    Returns:
+        (B, M, N), which sum to 1 over the tokens, in float32 or more.
+
+    Raises:
+        ValueError: If shapes or dtypes do not fit each other.
+    """
+    _check(x, queries)
+    return reference.query_attention(x, queries, x.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def _check(x: torch.Tensor, queries: torch.Tensor) -> None:
     if x.ndim != 3 or x.shape[1] == 0:
         raise ValueError(f"x must be (B, N, D) with at least one token; got {tuple(x.shape)}")
     batches = () if queries.ndim == 2 else x.shape[:1]
@@ -71,71 +105,95 @@ def _check(
             f"queries must be (M, D) or (B, M, D) for x {tuple(x.shape)}; "
             f"got {tuple(queries.shape)}"
         )
+    if queries.shape[-2] == 0:
+        raise ValueError("queries must be at least one; got none")
+
+
+def _check_values(
+    x: torch.Tensor,
+    queries: torch.Tensor,
+    values: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+) -> None:
+    if values is not None and (values.ndim != 3 or values.shape[:2] != x.shape[:2]):
+        raise ValueError(
+            f"values must be (B, N, E) for x {tuple(x.shape)}; got {tuple(values.shape)}"
+        )
     if weight is None:
         if bias is not None:
             raise ValueError("value_bias needs a value_weight")
         return
-    if weight.ndim != 2 or weight.shape[1] != x.shape[2] or weight.shape[0] % queries.shape[-2]:
+    count, wide = queries.shape[-2], (x if values is None else values).shape[2]
+    if weight.ndim != 2 or weight.shape[1] != wide or weight.shape[0] % count:
         raise ValueError(
-            f"value_weight must be (D_out, {x.shape[2]}) with D_out divisible by the "
-            f"{queries.shape[-2]} queries; got {tuple(weight.shape)}"
+            f"value_weight must be (D_out, {wide}) with D_out divisible by the {count} queries; "
+            f"got {tuple(weight.shape)}"
         )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"value_bias must be ({weight.shape[0]},); got {tuple(bias.shape)}")
 
 
-def _forward(x, queries, scale, save):
-    from . import cpu
+def _implementation(impl: str) -> Any:
+    if impl == "cpu":
+        from . import cpu as module
+    else:
+        from . import triton as module
+    return module
 
-    return cpu.forward(x, x, queries, scale, False, save)
+
+def _forward(x, values, queries, scale, save, impl):
+    return _implementation(impl).forward(x, values, queries, scale, save)
 
 
-def _fake_forward(x, queries, scale, save):
-    batch, tokens, dim = x.shape
+def _fake_forward(x, values, queries, scale, save, impl):
+    batch, tokens, _ = x.shape
     count = queries.shape[-2]
+    source = x if values is None else values
     return (
-        x.new_empty(batch, count, dim),
+        source.new_empty(batch, count, source.shape[2]),
         x.new_empty((batch, count, tokens) if save else 0, dtype=torch.float32),
         x.new_empty((batch, count) if save else 0, dtype=torch.float32),
     )
 
 
-def _backward(grad, x, queries, out, logits, lse, scale, need_x, need_queries):
-    from . import cpu
-
-    needs = (need_x, False, need_queries)
-    dx, _, dqueries = cpu.backward(grad, x, None, queries, out, logits, lse, scale, False, needs)
-    return dx, dqueries
+def _backward(grad, x, values, queries, out, logits, lse, scale, needs, impl):
+    return _implementation(impl).backward(grad, x, values, queries, out, logits, lse, scale, needs)
 
 
-def _fake_backward(grad, x, queries, out, logits, lse, scale, need_x, need_queries):
-    return (
-        x.new_empty(x.shape if need_x else 0),
-        queries.new_empty(queries.shape if need_queries else 0),
+def _fake_backward(grad, x, values, queries, out, logits, lse, scale, needs, impl):
+    source = x if values is None else values
+    return tuple(
+        t.new_empty(t.shape if need else 0)
+        for t, need in zip((x, source, queries), needs, strict=True)
     )
 
 
 def _setup_context(ctx, inputs, output):
-    x, queries, ctx.scale, _ = inputs
-    ctx.save_for_backward(x, queries, *output)
+    x, values, queries, ctx.scale, ctx.save, ctx.impl = inputs
+    ctx.save_for_backward(x, values, queries, *output)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, *_):
     if grad is None:
-        return (None,) * 4
-    need_x, need_queries = ctx.needs_input_grad[:2]
-    dx, dqueries = _backward_operator(grad, *ctx.saved_tensors, ctx.scale, need_x, need_queries)
-    return dx if need_x else None, dqueries if need_queries else None, None, None
+        return (None,) * 6
+    if not ctx.save:
+        raise RuntimeError("multi_query_pool was called without save, and kept nothing to go back")
+    needs = list(ctx.needs_input_grad[:3])
+    grads = _backward_operator(grad, *ctx.saved_tensors, ctx.scale, needs, ctx.impl)
+    return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None
 
 
 _backward_operator = register_operator(
-    "multi_query_pool_backward(Tensor grad, Tensor x, Tensor queries, Tensor out, Tensor logits, "
-    "Tensor lse, float scale, bool need_x, bool need_queries) -> (Tensor, Tensor)",
+    "multi_query_pool_backward(Tensor grad, Tensor x, Tensor? values, Tensor queries, Tensor out, "
+    "Tensor logits, Tensor lse, float scale, bool[3] needs, str impl) -> (Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
 )
 _operator = register_operator(
-    "multi_query_pool(Tensor x, Tensor queries, float scale, bool save) "
+    "multi_query_pool(Tensor x, Tensor? values, Tensor queries, float scale, bool save, str impl) "
     "-> (Tensor, Tensor, Tensor)",
     _forward,
     _fake_forward,

@@ -17,85 +17,97 @@ from .._blocks import (
     softmax_gradient,
 )
 from .._jit import inline, jit
-from .._reductions import TILE, inner_products_tile, sum_rows
-from .._simd import F32, LANES, broadcast, get, load, put, store
+from .._reductions import TILE, inner_products_tile
+from .._simd import F32, LANES, get, put
 from .._threads import parallel_for
 
 FLOAT = 0
 """Code of float32 in ``DTYPE_CODES``, that of scratch memory."""
+ONE = np.float32(1)
 BLOCK = 196608
 """Bytes of a block of tokens, which is read twice from the second-level cache."""
 TASKS = 16
 """Pieces of work to have at least, and sums of the queries' gradient to keep apart."""
+NOTHING = (FLOAT, 0, 0, 0)
 
 
-def forward(x, values, queries, scale, grouped, save):
-    """Pooled values, and logits (B, M, N) with their log-sum-exp (B, M), if to be saved."""
-    x, values, queries = _with_contiguous_rows(x, values, queries)
+def forward(x, values, queries, scale, save):
+    """Pooled values (B, M, E), and logits (B, M, N) with their log-sum-exp, if to be saved."""
+    x, queries, values = _with_contiguous_rows(x, queries, values)
     batch, tokens, dim = x.shape
     count, wide = queries.shape[-2], values.shape[-1]
-    out = x.new_empty((batch, wide) if grouped else (batch, count, wide))
+    out = torch.empty(batch, count, wide, dtype=values.dtype)
     logits = torch.empty((batch, count, tokens) if save else 0)
     lse = torch.empty((batch, count) if save else 0)
     # Queries of an item are shared out where there are few items.
     parts = max(min(-(-TASKS // max(batch, 1)), count // 8), 1)
+    sizes = _sizes(tokens, dim, wide, count)
+    depth, width, length, line = sizes[4:]
+    most = _whole_tiles(-(-count // parts))
     parallel_for(
         _forward_items,
         batch * parts,
         parts,
-        (tokens, dim, wide, count),
+        sizes,
         _layout(x),
         _layout(values),
         _query_layout(queries),
         np.float32(scale),
-        grouped,
         _layout(out),
         logits.data_ptr() if save else 0,
         lse.data_ptr() if save else 0,
+        scratch=F32 * (most * (depth + width + line + 2) + length * (depth + width)),
     )
     return out, logits, lse
 
 
-def backward(grad, x, values, queries, out, logits, lse, scale, grouped, needs):
-    """Gradients of x, values and queries as far as needed; that of x has the values' if shared."""
+def backward(grad, x, values, queries, out, logits, lse, scale, needs):
+    """Gradients of x, values and queries where needed; x's has that of the values if x are both."""
     shared = values is None
-    x, queries, grad = _with_contiguous_rows(x, queries, grad)
-    values = x if shared else _with_contiguous_rows(values)[0]
+    x, queries, values = _with_contiguous_rows(x, queries, values)
+    grad = grad if grad.stride(-1) == 1 else grad.contiguous()
     batch, tokens, dim = x.shape
     count, wide = queries.shape[-2], values.shape[-1]
     need_x, need_values, need_queries = needs
-    dx = x.new_empty(x.shape if need_x else 0)
-    dvalues = values.new_empty(values.shape if need_values and not shared else 0)
+    dx = torch.empty(x.shape if need_x else 0, dtype=x.dtype)
+    dvalues = torch.empty(values.shape if need_values else 0, dtype=values.dtype)
     # Sums over the batch are made of a number of parts that does not depend on threads.
     splits = min(batch, TASKS) if queries.ndim == 2 else batch
     dqueries = torch.zeros(splits, count, dim)
+    sizes = _sizes(tokens, dim, wide, count)
+    depth, width, length, line = sizes[4:]
+    rows = _whole_tiles(count) * (2 * depth + width + 2 * line + 1)
     parallel_for(
         _backward_items,
         splits,
         splits,
         batch,
-        (tokens, dim, wide, count),
+        sizes,
         _layout(x),
         _layout(values),
+        shared,
         _query_layout(queries),
         np.float32(scale),
-        grouped,
         _layout(out),
         logits.data_ptr(),
         lse.data_ptr(),
         _layout(grad),
-        _layout(dx) if need_x else (FLOAT, 0, 0, 0),
-        _layout(dvalues) if need_values and not shared else (FLOAT, 0, 0, 0),
+        _layout(dx) if need_x else NOTHING,
+        _layout(dvalues) if need_values else NOTHING,
         dqueries.data_ptr() if need_queries else 0,
+        scratch=F32 * (rows + length * (2 * depth + 2 * width) + width),
     )
     if not need_queries:
-        return dx, dvalues, queries.new_empty(0)
+        return dx, dvalues, torch.empty(0, dtype=queries.dtype)
     dqueries = dqueries if queries.ndim == 3 else dqueries.sum(0)
     return dx, dvalues, dqueries.to(queries.dtype)
 
 
-def _with_contiguous_rows(*tensors):
-    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
+def _with_contiguous_rows(x, queries, values):
+    x, queries = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, queries))
+    if values is None:
+        return x, queries, x
+    return x, queries, values if values.stride(-1) == 1 else values.contiguous()
 
 
 def _layout(x):
@@ -105,7 +117,23 @@ def _layout(x):
 
 
 def _query_layout(queries):
-    return _layout(queries if queries.ndim == 3 else queries.expand(1, -1, -1).expand(2, -1, -1))
+    code, address, batch, row = _layout(queries)
+    return code, address, batch if queries.ndim == 3 else 0, row
+
+
+def _sizes(tokens, dim, wide, count):
+    """Tokens, widths of x and values, queries; then those widths in whole vectors, tokens of a
+    block, and floats of a row of one.
+    """
+    depth, width = (-(-size // LANES) * LANES for size in (dim, wide))
+    most = max(BLOCK // (max(depth, width) * F32) // TILE * TILE, LANES)
+    blocks = -(-tokens // most)
+    length = min(_whole_tiles(-(-tokens // blocks)), most)
+    return tokens, dim, wide, count, depth, width, length, -(-length // LANES) * LANES
+
+
+def _whole_tiles(count):
+    return -(-count // TILE) * TILE
 
 
 @inline
@@ -114,18 +142,7 @@ def _tiled(count):
 
 
 @jit
-def _geometry(sizes, grouped):
-    """Floats of rows of x and values, tokens of a block, floats of its rows, width of a group."""
-    tokens, dim, wide, count = sizes
-    depth, width = padded(dim), padded(wide) + LANES
-    most = max(BLOCK // (max(depth, width) * F32) // TILE * TILE, LANES)
-    blocks = (tokens + most - 1) // most
-    length = min(_tiled((tokens + blocks - 1) // max(blocks, 1)), most)
-    return depth, width, length, padded(length) + LANES, wide // count if grouped else wide
-
-
-@jit
-def _rows(layout, item, first, number, columns, target, target_row):
+def _rows(layout, item, first, number, columns, target):
     """Rows of floats, where they are or copied: their address, stride, and number in whole tiles.
 
     Those that are not copied need not be whole tiles.
@@ -134,8 +151,9 @@ def _rows(layout, item, first, number, columns, target, target_row):
     source = address + item * batch + first * row
     if dtype == FLOAT and columns % LANES == 0 and number >= TILE:
         return source, row, number
+    target_row = padded(columns) * F32
     copy_in(dtype, source, row, number, columns, target, target_row)
-    clear(target + number * target_row, (_tiled(number) - number) * target_row // F32)
+    clear(target + number * target_row, (_tiled(number) - number) * padded(columns))
     return target, target_row, _tiled(number)
 
 
@@ -160,111 +178,75 @@ def _inner_products(rows, columns, depth, a, a_row, b, b_row, c, c_row):
             )
 
 
-@inline
-def _aligned(address):
-    return (address + 63) // 64 * 64
+@jit
+def _copy_tiles(layout, item, start, count, columns, target):
+    """Copies rows to floats in whole tiles."""
+    dtype, address, batch, row = layout
+    target_row = padded(columns) * F32
+    copy_in(dtype, address + item * batch + start * row, row, count, columns, target, target_row)
+    clear(target + count * target_row, (_tiled(count) - count) * padded(columns))
 
 
 @jit
-def _copy_queries(queries, item, start, count, dim, scale, target, row):
-    """Copies queries in whole tiles, with the scale of the logits."""
-    dtype, address, batch, source_row = queries
-    copy_in(dtype, address + item * batch + start * source_row, source_row, count, dim, target, row)
-    clear(target + count * row, (_tiled(count) - count) * row // F32)
-    scale_row(target, count * row // F32, scale)
-
-
-@jit
-def _forward_items(begin, end, parts, sizes, x, values, queries, scale, grouped, out, logits, lse):
-    tokens, dim, wide, count = sizes
-    depth, width, length, line, group = _geometry(sizes, grouped)
-    group_vectors = padded(group) // LANES
-    row, pooled_row = depth * F32, group_vectors * LANES * F32
+def _forward_items(begin, end, scratch, parts, sizes, x, values, queries, scale, out, logits, lse):
+    tokens, dim, wide, count, depth, width, length, line = sizes
+    row, pooled_row, line_row = depth * F32, width * F32, line * F32
     most = _tiled((count + parts - 1) // parts)
-    shared = x[1] == values[1]
-    floats = most * (depth + group_vectors * LANES + line + 2) + length * (depth + width)
-    scratch = np.empty(floats + LANES, np.float32)
-    q = _aligned(scratch.ctypes.data)
+    q = scratch
     pooled = q + most * row
     p = pooled + most * pooled_row
-    copies = p + most * line * F32
+    copies = p + most * line_row
     value_copies = copies + length * row
-    largest = value_copies + length * width * F32
+    largest = value_copies + length * pooled_row
     total = largest + most * F32
-    one = np.float32(1)
     for task in range(begin, end):
         b, part = task // parts, task % parts
         start = count * part // parts
         some = count * (part + 1) // parts - start
-        _copy_queries(queries, b, start, some, dim, scale, q, row)
+        _copy_tiles(queries, b, start, some, dim, q)
+        scale_row(q, some * depth, scale)
         for i in range(some):
             put(largest + i * F32, np.float32(-np.inf))
             put(total + i * F32, np.float32(0))
         for first in range(0, tokens, length):
             number = min(length, tokens - first)
-            place, place_row, whole = _rows(x, b, first, number, dim, copies, row)
-            _inner_products(_tiled(some), whole, depth, q, row, place, place_row, p, line * F32)
+            place, place_row, whole = _rows(x, b, first, number, dim, copies)
+            _inner_products(_tiled(some), whole, depth, q, row, place, place_row, p, line_row)
             for i in range(some):
-                weights = p + i * line * F32
                 if logits > 0:
                     target = logits + ((b * count + start + i) * tokens + first) * F32
-                    copy_out(FLOAT, weights, 0, 1, number, target, 0)
+                    copy_out(FLOAT, p + i * line_row, 0, 1, number, target, 0)
                 _weigh(
-                    weights,
+                    p + i * line_row,
                     number,
                     largest + i * F32,
                     total + i * F32,
                     pooled + i * pooled_row,
-                    group_vectors * LANES if first > 0 else 0,
+                    width if first > 0 else 0,
                 )
-            if grouped:
-                # Copied even where rows could stay: groups are read to whole vectors.
-                place, place_row = value_copies, width * F32
-                source = values[1] + b * values[2] + first * values[3]
-                copy_in(values[0], source, values[3], number, wide, place, place_row)
-            elif not shared:
-                place, place_row, _ = _rows(
-                    values, b, first, number, wide, value_copies, width * F32
-                )
-            if grouped:
-                for i in range(some):
-                    multiply(
-                        1,
-                        group_vectors,
-                        number,
-                        p + i * line * F32,
-                        0,
-                        F32,
-                        place + (start + i) * group * F32,
-                        place_row,
-                        pooled + i * pooled_row,
-                        0,
-                        one,
-                        first > 0,
-                    )
-            else:
-                multiply(
-                    some,
-                    group_vectors,
-                    number,
-                    p,
-                    line * F32,
-                    F32,
-                    place,
-                    place_row,
-                    pooled,
-                    pooled_row,
-                    one,
-                    first > 0,
-                )
+            if values[1] != x[1]:
+                place, place_row, _ = _rows(values, b, first, number, wide, value_copies)
+            multiply(
+                some,
+                width // LANES,
+                number,
+                p,
+                line_row,
+                F32,
+                place,
+                place_row,
+                pooled,
+                pooled_row,
+                ONE,
+                first > 0,
+            )
         for i in range(some):
-            scale_row(pooled + i * pooled_row, group_vectors * LANES, one / get(total + i * F32))
+            scale_row(pooled + i * pooled_row, width, ONE / get(total + i * F32))
             if lse > 0:
                 value = get(largest + i * F32) + np.log(get(total + i * F32))
                 put(lse + (b * count + start + i) * F32, np.float32(value))
-            size = 4 if out[0] == FLOAT else 2
-            target = (start + i) * group * size if grouped else (start + i) * out[3]
-            copy_out(out[0], pooled + i * pooled_row, 0, 1, group, out[1] + b * out[2] + target, 0)
+        target = out[1] + b * out[2] + start * out[3]
+        copy_out(out[0], pooled, pooled_row, some, wide, target, out[3])
 
 
 @jit
@@ -291,14 +273,15 @@ def _weigh(p, number, largest, total, pooled, columns):
 def _backward_items(
     begin,
     end,
+    scratch,
     splits,
     batch,
     sizes,
     x,
     values,
+    shared,
     queries,
     scale,
-    grouped,
     out,
     logits,
     lse,
@@ -307,96 +290,60 @@ def _backward_items(
     dvalues,
     dqueries,
 ):
-    tokens, dim, wide, count = sizes
-    depth, width, length, line, group = _geometry(sizes, grouped)
+    tokens, dim, wide, count, depth, width, length, line = sizes
     row, value_row, line_row = depth * F32, width * F32, line * F32
-    shared = x[1] == values[1]
-    high, whole_length = _tiled(count), padded(length)
-    floats = high * (2 * depth + width + 2 * line + 1)
-    floats += whole_length * (2 * depth + 2 * width) + width
-    scratch = np.empty(floats + LANES, np.float32)
-    q = _aligned(scratch.ctypes.data)
+    high = _tiled(count)
+    q = scratch
     dq = q + high * row
     upstream = dq + high * row
     p = upstream + high * value_row
     dp = p + high * line_row
     copies = dp + high * line_row
-    value_copies = copies + whole_length * row
-    result = value_copies + whole_length * value_row
-    products = result + whole_length * row
-    pooled = products + whole_length * value_row
+    value_copies = copies + length * row
+    result = value_copies + length * value_row
+    value_result = result + length * row
+    pooled = value_result + length * value_row
     deltas = pooled + value_row
-    one = np.float32(1)
     for task in range(begin, end):
         clear(dq, high * depth)
         for b in range(batch * task // splits, batch * (task + 1) // splits):
-            _copy_queries(queries, b, 0, count, dim, scale, q, row)
-            _copy_upstream(
-                grad, out, b, count, wide, group, grouped, upstream, value_row, pooled, deltas
-            )
+            _copy_tiles(queries, b, 0, count, dim, q)
+            scale_row(q, count * depth, scale)
+            _copy_tiles(grad, b, 0, count, wide, upstream)
+            for i in range(count):
+                copy_in(out[0], out[1] + b * out[2] + i * out[3], 0, 1, wide, pooled, value_row)
+                put(deltas + i * F32, inner_product(upstream + i * value_row, pooled, width))
             for first in range(0, tokens, length):
                 number = min(length, tokens - first)
-                place, place_row, whole = _rows(x, b, first, number, dim, copies, row)
-                value_place, value_place_row = place, place_row
-                if grouped:
-                    value_place, value_place_row = value_copies, value_row
-                    source = values[1] + b * values[2] + first * values[3]
-                    copy_in(values[0], source, values[3], number, wide, value_copies, value_row)
-                elif not shared:
-                    value_place, value_place_row, whole = _rows(
-                        values, b, first, number, wide, value_copies, value_row
-                    )
-                if grouped:
-                    _grouped_products(
-                        number,
-                        count,
-                        group,
-                        value_copies,
-                        upstream,
-                        value_row,
-                        products,
-                        dp,
-                        line_row,
-                    )
-                else:
-                    _inner_products(
-                        high,
-                        whole,
-                        padded(wide),
-                        upstream,
-                        value_row,
-                        value_place,
-                        value_place_row,
-                        dp,
-                        line_row,
-                    )
+                place, place_row, whole = _rows(x, b, first, number, dim, copies)
+                source, source_row = place, place_row
+                if not shared:
+                    source, source_row, whole = _rows(values, b, first, number, wide, value_copies)
+                _inner_products(
+                    high, whole, width, upstream, value_row, source, source_row, dp, line_row
+                )
                 for i in range(count):
-                    source = (b * count + i) * tokens + first
-                    copy_in(FLOAT, logits + source * F32, 0, 1, number, p + i * line_row, line_row)
-                    exponentials(p + i * line_row, number, get(lse + (b * count + i) * F32))
+                    weights = p + i * line_row
+                    saved = logits + ((b * count + i) * tokens + first) * F32
+                    copy_in(FLOAT, saved, 0, 1, number, weights, 0)
+                    exponentials(weights, number, get(lse + (b * count + i) * F32))
                 if dvalues[1] > 0 or (shared and dx[1] > 0):
-                    target, target_row = (result, row) if shared else (products, value_row)
-                    if grouped:
-                        _spread_weights(
-                            number, count, group, p, line_row, upstream, target, target_row
-                        )
-                    else:
-                        multiply(
-                            number,
-                            padded(wide) // LANES,
-                            count,
-                            p,
-                            F32,
-                            line_row,
-                            upstream,
-                            value_row,
-                            target,
-                            target_row,
-                            one,
-                            False,
-                        )
-                    if not shared:
-                        _write(dvalues, b, first, number, wide, products, value_row)
+                    multiply(
+                        number,
+                        width // LANES,
+                        count,
+                        p,
+                        F32,
+                        line_row,
+                        upstream,
+                        value_row,
+                        result if shared else value_result,
+                        value_row,
+                        ONE,
+                        False,
+                    )
+                if dvalues[1] > 0:
+                    _write(dvalues, b, first, number, wide, value_result)
                 for i in range(count):
                     shift = i * line_row
                     softmax_gradient(p + shift, dp + shift, number, get(deltas + i * F32))
@@ -427,66 +374,16 @@ def _backward_items(
                         row,
                         result,
                         row,
-                        one,
+                        ONE,
                         shared,
                     )
-                    _write(dx, b, first, number, dim, result, row)
+                    _write(dx, b, first, number, dim, result)
         if dqueries > 0:
             copy_out(FLOAT, dq, row, count, dim, dqueries + task * count * dim * F32, dim * F32)
 
 
-@jit
-def _copy_upstream(
-    grad, out, item, count, wide, group, grouped, upstream, upstream_row, pooled, deltas
-):
-    """Upstream gradients in whole tiles of rows, and their inner products with the output.
-
-    Grouped ones are one row of the groups of all queries.
-    """
-    source = grad[1] + item * grad[2]
-    pooled_source = out[1] + item * out[2]
-    if grouped:
-        copy_in(grad[0], source, 0, 1, wide, upstream, upstream_row)
-        copy_in(out[0], pooled_source, 0, 1, wide, pooled, upstream_row)
-        for i in range(count):
-            total = np.float32(0)
-            for j in range(i * group, (i + 1) * group):
-                total += get(upstream + j * F32) * get(pooled + j * F32)
-            put(deltas + i * F32, total)
-        return
-    copy_in(grad[0], source, grad[3], count, wide, upstream, upstream_row)
-    clear(upstream + count * upstream_row, (_tiled(count) - count) * upstream_row // F32)
-    for i in range(count):
-        copy_in(out[0], pooled_source + i * out[3], 0, 1, wide, pooled, upstream_row)
-        put(deltas + i * F32, inner_product(upstream + i * upstream_row, pooled, padded(wide)))
-
-
-@jit
-def _grouped_products(number, count, group, values, upstream, values_row, products, dp, dp_row):
-    """Inner products (count, number) of upstream gradients and values, each of a query's group."""
-    columns = count * group
-    for i in range(number):
-        for j in range(0, columns, LANES):
-            value = load(values + i * values_row + j * F32) * load(upstream + j * F32)
-            store(products + i * values_row + j * F32, value)
-    for i in range(count):
-        for n in range(0, number, LANES):
-            place = products + n * values_row + i * group * F32
-            store(dp + i * dp_row + n * F32, sum_rows(place, values_row, group))
-
-
-@jit
-def _spread_weights(number, count, group, p, p_row, upstream, target, target_row):
-    """Upstream gradients of each group (number, count * group) times the weights of its query."""
-    for n in range(number):
-        for i in range(count):
-            weight = broadcast(get(p + i * p_row + n * F32))
-            # What a vector holds beyond its group is overwritten by the next one.
-            for j in range(i * group, (i + 1) * group, LANES):
-                store(target + n * target_row + j * F32, weight * load(upstream + j * F32))
-
-
 @inline
-def _write(layout, item, first, number, columns, source, source_row):
+def _write(layout, item, first, number, columns, source):
     dtype, address, batch, row = layout
-    copy_out(dtype, source, source_row, number, columns, address + item * batch + first * row, row)
+    target = address + item * batch + first * row
+    copy_out(dtype, source, padded(columns) * F32, number, columns, target, row)
