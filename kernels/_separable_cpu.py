@@ -21,6 +21,7 @@ from ._blocks import (
     read,
 )
 from ._jit import inline, jit
+from ._memory import empty
 from ._rois import memory_format
 from ._simd import LANES, broadcast, fma, get, get_int, load_as_float, load_transposed, store_as
 from ._threads import parallel_for
@@ -93,7 +94,7 @@ def pool(
     if x.stride(1 if last else 3) != 1:
         x = x.contiguous(memory_format=memory_format(last))
     boxes, channels = len(maps), x.shape[1]
-    out = torch.empty(boxes, channels, *bins, dtype=x.dtype, memory_format=memory_format(last))
+    out = empty(boxes, channels, *bins, dtype=x.dtype, memory_format=memory_format(last))
     tasks = -(-boxes // BOXES)
     depth = GROUP if last else _planes(x.shape, bins[0])
     size = BOXES * (channels if last else depth) * bins[0] * bins[1]
@@ -130,7 +131,7 @@ def spread(
         last: Whether the result is to be channels last.
     """
     values = values.contiguous(memory_format=memory_format(last))
-    out = torch.empty(shape, dtype=values.dtype, memory_format=memory_format(last))
+    out = empty(*shape, dtype=values.dtype, memory_format=memory_format(last))
     bins = tuple(values.shape[2:])
     order = np.argsort(maps, kind="stable")
     offsets = np.searchsorted(maps[order], np.arange(shape[0] + 1))
