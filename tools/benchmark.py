@@ -187,21 +187,27 @@ def benchmark_kernels(argv: Sequence[str]) -> None:
         torch.set_num_threads(args.threads)
     stem = output_stem(args.out)
     check_appendable(stem.with_name(stem.name + ".csv"), kernels.COLUMNS)
-    rows = kernels.benchmark_kernels(
-        cases,
-        kernels.Settings(
-            device=device,
-            dtype=args.dtype or ("fp32" if on_cpu else "fp16"),
-            batch_size=args.batch_size or (8 if on_cpu else 64),
-            rounds=args.rounds,
-            seconds=args.seconds,
-        ),
-        ("forward",) if args.forward else ("both",) if args.backward else kernels.PASSES,
-        only=args.impl,
-        say=lambda message: print(message, file=sys.stderr),
+    settings = kernels.Settings(
+        device=device,
+        dtype=args.dtype or ("fp32" if on_cpu else "fp16"),
+        batch_size=args.batch_size or (8 if on_cpu else 64),
+        rounds=args.rounds,
+        seconds=args.seconds,
     )
+    passes = ("forward",) if args.forward else ("both",) if args.backward else kernels.PASSES
+    rows = []
+    for case in cases:
+        measured = kernels.benchmark_kernels(
+            [case],
+            settings,
+            passes,
+            only=args.impl,
+            say=lambda message: print(message, file=sys.stderr),
+        )
+        # At once: all cases together take long.
+        written = append_rows(measured, stem, kernels.COLUMNS)
+        rows += measured
     kernel_report.print_tables(rows)
-    written = append_rows(rows, stem, kernels.COLUMNS)
     try:
         kernel_report.plot(rows, stem.with_name(stem.name + ".png"))
         written.append(stem.with_name(stem.name + ".png"))

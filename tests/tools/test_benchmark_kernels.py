@@ -138,7 +138,7 @@ def test_rows_have_every_column_and_ratios_to_floor_and_fastest_peer():
         assert "interpreted" in named["triton"]["error"]
         assert named["triton"]["p50_ms"] is named["triton"]["vs_floor"] is None
     peaks = {row["contestant"]: row["peak_mib"] for row in rows if row["pass"] == "both"}
-    assert 0 == peaks[FLOOR] < peaks["cpu"] < peaks["eager"]
+    assert 0 < peaks[FLOOR] < peaks["cpu"] < peaks["eager"]
 
 
 @pytest.mark.parametrize("case", [WINDOWS, TINY[-1]], ids=lambda case: case.op)
