@@ -6,6 +6,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from ....kernels import roi_align
 from .numeric import float32, vjp
 
 _MAX, _AVERAGE = 0, 1
@@ -105,7 +106,9 @@ def _average(
 ) -> Tensor:
     """Average pooling ``(N, C, *size)``, differentiable by the input."""
     if sampling_ratio > 0 or input.dtype != torch.double or not len(rois):
-        return torchvision.ops.roi_align(input, rois, size, scale, sampling_ratio, aligned)
+        # Ours is faster on CPUs; on GPUs that is not measured.
+        pool = roi_align if input.device.type == "cpu" else torchvision.ops.roi_align
+        return pool(input, rois, size, scale, sampling_ratio, aligned)
     # mmcv rounds the size of a bin to single precision before it counts the samples.
     output = input.new_zeros(len(rois), input.shape[1], *size)
     for part, ys, xs in _sample_grids(rois, size, scale, sampling_ratio, aligned):
