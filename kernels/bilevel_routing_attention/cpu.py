@@ -33,7 +33,7 @@ from .._simd import (
     select,
     store,
 )
-from .._threads import parallel_for
+from .._threads import CHUNKS_PER_THREAD, parallel_for
 from .reference import choose_regions, invert_routing, lay_grids, populated_regions
 
 ONE = np.float32(1)
@@ -75,22 +75,28 @@ def backward(grad, q, k, v, routing, out, lse, regions, scale, pad_mode):
     """Gradients of q, k and v.
 
     The gradients of keys and values are sums over the query regions that chose them, in ascending
-    order. Mostly, a thread goes through all queries of a head and adds to these sums. Where there
+    order. Mostly, a task goes through all queries of some heads and adds to these sums. Where there
     are fewer heads than threads, keys have a pass of their own, a key region at a time, in which
     probabilities are computed once more; sums are the same to the bit.
     """
     grad, q, k, v = _with_contiguous_rows(grad, q, k, v)
-    batch, _, _, heads, _ = q.shape
-    dq = torch.empty(q.shape, dtype=q.dtype)
-    dk, dv = (torch.zeros(x.shape, dtype=x.dtype) for x in (k, v))
+    batch, _, _, heads, dim = q.shape
+    dim_v = v.shape[-1]
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     routing, geometry = _geometry(q, k, v, routing, regions, pad_mode)
-    together = batch * heads >= torch.get_num_threads()
-    items = _count_items.py_func(geometry[1])
+    threads = torch.get_num_threads()
+    together = batch * heads >= threads
+    items, group = _count_items.py_func(geometry[1]), heads
+    if together:
+        group = 1
+        if not (_sums_apart.py_func(_layout(dk), dim) or _sums_apart.py_func(_layout(dv), dim_v)):
+            group = max(min(heads, batch * heads // (CHUNKS_PER_THREAD * threads)), 1)
     delta = lse if together else torch.empty_like(lse)
     parallel_for(
         _backward_items,
-        batch * heads * (1 if together else items),
+        batch * -(-heads // group) * (1 if together else items),
         items if together else 1,
+        group,
         together,
         *geometry,
         np.float32(scale),
@@ -238,7 +244,7 @@ def _list_queries(item, place, layouts, tokens, rows):
     batch, region = divmod(index, _count_regions(place))
     ys, xs = tokens[0], tokens[1]
     first = part * QUERIES
-    count = min(_list_tokens(region, place, False, ys, xs, 0) - first, QUERIES)
+    count = max(min(_list_tokens(region, place, False, ys, xs, 0) - first, QUERIES), 0)
     for i in range(len(layouts)):
         _locate(layouts[i], batch, ys[first:], xs[first:], count, rows[i])
     return count
@@ -396,6 +402,7 @@ def _mean_regions(begin, end, sizes, place, x, means):
             for head in range(heads):
                 source, total = row + head * by_head, at + 4 * head * deep
                 for j in range(0, dim, LANES):
+                    prefetch(source + by_row + j * size)
                     value = read(dtype, source + j * size, dim - j)
                     store(total + 4 * j, load(total + 4 * j) + value)
         share = broadcast(np.float32(1 / max(count, 1)))
@@ -517,6 +524,16 @@ def _add_rows(source, source_row, count, columns, ys, layout, head, rows):
 
 
 @jit
+def _clear_map(layout, batch, head, height, width, columns):
+    """Zeros all places of a head's map of floats, whole vectors of them."""
+    _, address, by_batch, by_row, by_column, by_head = layout
+    address += batch * by_batch + head * by_head
+    for y in range(height):
+        for x in range(width):
+            clear(address + y * by_row + x * by_column, padded(columns))
+
+
+@jit
 def _copy_map(source, layout, batch, head, height, width, columns):
     """Copies rows of floats, filled up to 16s, to all places of a head's map."""
     dtype, address, by_batch, by_row, by_column, by_head = layout
@@ -542,10 +559,17 @@ def _differentiate_logits(
 
 
 @jit
+def _sums_apart(layout, columns):
+    """Whether a tensor cannot hold sums of gradients, as floats in whole vectors."""
+    return layout[0] != 0 or columns % LANES != 0
+
+
+@jit
 def _backward_items(
-    begin, end, per_task, keys_too, sizes, q_map, k_map, zero, scale, queries, keys, routing
-):
-    """Gradients of queries and, where a task is all of a head, of keys and values.
+    begin, end, per_task, group, keys_too,
+    sizes, q_map, k_map, zero, scale, queries, keys, routing,
+):  # fmt: skip
+    """Gradients of queries and, where a task is all of a group of heads, of keys and values.
 
     Without ``keys_too``, the inner products of outputs and their gradients are written instead.
     """
@@ -556,7 +580,7 @@ def _backward_items(
     area, longest = q_map[4] * q_map[5], topk * k_map[4] * k_map[5]
     q_most, k_most = min(area, QUERIES), min(padded(longest), KEYS)
     deep, deep_v = padded(dim), padded(dim_v)
-    items = _count_items(q_map)
+    items, groups = _count_items(q_map), (heads + group - 1) // group
 
     q_tokens, k_tokens = np.empty((2, 2, area), np.int64), np.empty((2, 2, longest), np.int64)
     q_lists = np.empty((2, 6, padded(q_most)), np.int64)
@@ -585,8 +609,7 @@ def _backward_items(
     for i in range(q_most):
         put(at_scales + 4 * i, scale)
 
-    dk_apart = keys_too and (dk[0] != 0 or dim % LANES != 0)
-    dv_apart = keys_too and (dv[0] != 0 or dim_v % LANES != 0)
+    dk_apart, dv_apart = keys_too and _sums_apart(dk, dim), keys_too and _sums_apart(dv, dim_v)
     dk_sums = np.empty(height * width * deep if dk_apart else 0, np.float32)
     dv_sums = np.empty(height * width * deep_v if dv_apart else 0, np.float32)
     at_dk_sums, at_dv_sums = np.int64(dk_sums.ctypes.data), np.int64(dv_sums.ctypes.data)
@@ -599,18 +622,21 @@ def _backward_items(
             task if task == begin * per_task else task + 1, min(task + 2, end * per_task)
         ):
             slot, owner = other % 2, other // items
-            item = owner // heads * items + other % items
+            item = owner // groups * items + other % items
             counts[slot, 0] = _list_queries(item, q_map, queries, q_tokens[slot], q_lists[slot])
             counts[slot, 1] = _list_keys(
                 item, topk, q_map, k_map, zero, places, routing, k_tokens[slot], k_lists[slot]
             )
         slot, ahead = task % 2, 1 - task % 2
-        batch, head = divmod(task // items, heads)
         count_q, count_k, ys = counts[slot, 0], counts[slot, 1], k_tokens[slot, 0]
-        if task % items == 0:
-            clear(at_dk_sums, dk_sums.size)
-            clear(at_dv_sums, dv_sums.size)
-        if count_q > 0:
+        batch = task // items // groups
+        first = task // items % groups * group
+        last = min(first + group, heads)
+        if keys_too and task % items == 0:
+            for head in range(first, last):
+                _clear_map(to_dk, batch, head, height, width, dim)
+                _clear_map(to_dv, batch, head, height, width, dim_v)
+        for head in range(first, last if count_q > 0 else first):
             if task + 1 < end * per_task and counts[ahead, 0] >= LANES:
                 _prefetch(q, head, _rows(q_lists, ahead, 0), counts[ahead, 0], dim)
                 _prefetch(grad, head, _rows(q_lists, ahead, 1), counts[ahead, 0], dim_v)
@@ -663,10 +689,11 @@ def _backward_items(
                 for i in range(count_q):
                     put(q_lists[slot, 5, i] + head * delta[5], get(at_delta + 4 * i))
         if task % items == items - 1:
-            if dk_apart:
-                _copy_map(at_dk_sums, dk, batch, head, height, width, dim)
-            if dv_apart:
-                _copy_map(at_dv_sums, dv, batch, head, height, width, dim_v)
+            for head in range(first, last):
+                if dk_apart:
+                    _copy_map(at_dk_sums, dk, batch, head, height, width, dim)
+                if dv_apart:
+                    _copy_map(at_dv_sums, dv, batch, head, height, width, dim_v)
     keep(q_lists)
     keep(k_lists)
     keep(scratch)

@@ -249,6 +249,8 @@ def forward(q, k, v, routing, regions, scale, pad_mode):
     launch(
         bilevel_routing_attention_fwd_kernel,
         by_query,
+        # In fp32, a block loaded ahead costs more registers than there are.
+        num_stages=1 if q.dtype == torch.float32 else 2,
         **arguments,
         **_by_query(q, v, routing, q_grid, k_grid, pad_mode),
         p_out=out,
