@@ -16,8 +16,8 @@ SAMPLES = 16
 UNKNOWN = None
 
 _BITS = re.compile(r"!tt\.ptr<\w*?(\d+)")
-_RESULTS = re.compile(r"^(%[\w#]+)(?::(\d+))?(?:, %[\w#]+)* = (.*)$")
-_NAME = re.compile(r"%[\w]+(?:#\d+)?")
+_RESULTS = re.compile(r"^(%[\w#-]+)(?::(\d+))?(?:, %[\w#-]+)* = (.*)$")
+_NAME = re.compile(r"%[\w-]+(?:#\d+)?")
 _SHAPE = re.compile(r"tensor<((?:\d+x)+)")
 _COMPARE = {
     "eq": np.equal,
