@@ -23,35 +23,47 @@ GROUPS = 8
 
 
 @triton.jit
-def _load(p, i_t, i_d, s_t, T, D: tl.constexpr):
-    """Rows [BT, BD] of a matrix (T, D); zeros beyond."""
-    return tl.load(
-        p + i_t.to(tl.int64)[:, None] * s_t + i_d[None, :],
-        mask=(i_t < T)[:, None] & (i_d < D)[None, :],
-        other=0.0,
-    )
+def _load(p, start, s_t, T, BT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+    """Rows [BT, BD] of a matrix (T, D) from one on; zeros beyond."""
+    i_t, i_d = tl.arange(0, BT)[:, None], tl.arange(0, BD)[None, :]
+    p += tl.cast(start, tl.int64) * s_t
+    return tl.load(p + i_t * s_t + i_d, mask=(start + i_t < T) & (i_d < D), other=0.0)
 
 
 @triton.jit
-def _store(p, b, i_t, i_d, s_t, T, D: tl.constexpr):
-    tl.store(
-        p + i_t.to(tl.int64)[:, None] * s_t + i_d[None, :],
-        b.to(p.dtype.element_ty),
-        mask=(i_t < T)[:, None] & (i_d < D)[None, :],
-    )
+def _store(p, b, start, s_t, T, BT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
+    i_t, i_d = tl.arange(0, BT)[:, None], tl.arange(0, BD)[None, :]
+    p += tl.cast(start, tl.int64) * s_t
+    mask = (start + i_t < T) & (i_d < D)
+    tl.store(p + i_t * s_t + i_d, b.to(p.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _logits(
-    b_x, b_y, p_bias, i_r, i_c, s_r, s_c, R, C, scale, BIAS: tl.constexpr, PRECISION: tl.constexpr
-):
-    """Logits [BR, BC] of rows and columns times log2(e); -inf beyond the last column."""
-    b_s = dot(b_x, tl.trans(b_y), PRECISION) * (scale * LOG2E)
+    b_s, p_bias, i_r, i_c, s_r, s_c, R, C, scale,
+    BR: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Logits of products [BR, BC] from a row and a column on; -inf beyond the last column.
+
+    They are relative to base 2.
+    """
+    b_s *= scale * LOG2E
+    b_r, b_c = tl.arange(0, BR)[:, None], tl.arange(0, BC)[None, :]
     if BIAS:
-        at = i_r.to(tl.int64)[:, None] * s_r + i_c.to(tl.int64)[None, :] * s_c
-        inside = (i_r < R)[:, None] & (i_c < C)[None, :]
-        b_s += tl.load(p_bias + at, mask=inside, other=0.0).to(tl.float32) * LOG2E
-    return tl.where((i_c < C)[None, :], b_s, float("-inf"))
+        p_bias += tl.cast(i_r, tl.int64) * s_r + tl.cast(i_c, tl.int64) * s_c
+        inside = (i_r + b_r < R) & (i_c + b_c < C)
+        b_bias = tl.load(p_bias + b_r * s_r + b_c * s_c, mask=inside, other=0.0)
+        b_s += b_bias.to(tl.float32) * LOG2E
+    return tl.where(i_c + b_c < C, b_s, float("-inf"))
+
+
+@triton.jit
+def _load_row_statistics(p_lse, p_delta, i_bh, i_r, R, BR: tl.constexpr):
+    """Log-sum-exp times log2(e) and mean gradients of logits, of rows [BR] of a head."""
+    b_r = tl.arange(0, BR)
+    at = tl.cast(i_bh, tl.int64) * R + i_r
+    b_lse = tl.load(p_lse + at + b_r, mask=i_r + b_r < R, other=float("inf")) * LOG2E
+    return b_lse, tl.load(p_delta + at + b_r, mask=i_r + b_r < R, other=0.0)
 
 
 @triton.jit
@@ -63,24 +75,21 @@ def agent_attention_fwd_kernel(
     BR: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Outputs of a block of rows, by a chunk of the columns."""
-    i_bh, i_s = tl.program_id(0), tl.program_id(2)
+    i_bh, i_r, i_s = tl.program_id(0), tl.program_id(1) * BR, tl.program_id(2)
     i_b, i_h = (i_bh // HEADS).to(tl.int64), (i_bh % HEADS).to(tl.int64)
-    i_r = tl.program_id(1) * BR + tl.arange(0, BR)
-    i_d, i_v = tl.arange(0, BD), tl.arange(0, BV)
     p_y += i_b * y_b + i_h * y_h
     p_v += i_b * v_b + i_h * v_h
-    b_x = _load(p_x + i_b * x_b + i_h * x_h, i_r, i_d, x_t, R, D)  # [BR, BD]
+    p_bias += i_h * bias_h
+    b_x = _load(p_x + i_b * x_b + i_h * x_h, i_r, x_t, R, BR, D, BD)
 
     b_out = tl.zeros([BR, BV], tl.float32)
     b_max = tl.full([BR], float("-inf"), tl.float32)
     b_sum = tl.zeros([BR], tl.float32)
-    for start in range(i_s * chunk, min((i_s + 1) * chunk, C), BC):
-        i_c = start + tl.arange(0, BC)
-        b_y = _load(p_y, i_c, i_d, y_t, C, D)  # [BC, BD]
-        b_v = _load(p_v, i_c, i_v, v_t, C, DV).to(b_x.dtype)  # [BC, BV]
-        b_s = _logits(
-            b_x, b_y, p_bias + i_h * bias_h, i_r, i_c, bias_r, bias_c, R, C, scale, BIAS, PRECISION
-        )
+    for i_c in range(i_s * chunk, min((i_s + 1) * chunk, C), BC):
+        b_y = _load(p_y, i_c, y_t, C, BC, D, BD)
+        b_v = _load(p_v, i_c, v_t, C, BC, DV, BV).to(b_x.dtype)
+        b_s = dot(b_x, tl.trans(b_y), PRECISION)
+        b_s = _logits(b_s, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BR, BC, BIAS)
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
         # A bias of -inf may hide all columns.
         b_ref = tl.where(b_new == float("-inf"), 0.0, b_new)
@@ -92,17 +101,10 @@ def agent_attention_fwd_kernel(
 
     b_out = b_out / tl.where(b_sum > 0, b_sum, 1.0)[:, None]
     p_out += i_s * out_s + i_b * out_b + i_h * out_h
-    _store(p_out, b_out, i_r, i_v, out_t, R, DV)
-    p_lse += (i_s * tl.num_programs(0) + i_bh).to(tl.int64) * R
-    tl.store(p_lse + i_r, (b_max + tl.log2(b_sum)) / LOG2E, mask=i_r < R)
-
-
-@triton.jit
-def _load_row_statistics(p_lse, p_delta, i_bh, i_r, R):
-    """Log-sum-exp times log2(e) and mean gradients of logits, of rows [BR] of a head."""
-    at = i_bh.to(tl.int64) * R + i_r
-    b_lse = tl.load(p_lse + at, mask=i_r < R, other=float("inf")) * LOG2E
-    return b_lse, tl.load(p_delta + at, mask=i_r < R, other=0.0)
+    _store(p_out, b_out, i_r, out_t, R, BR, DV, BV)
+    p_lse += (i_s * tl.num_programs(0) + i_bh).to(tl.int64) * R + i_r
+    b_r = tl.arange(0, BR)
+    tl.store(p_lse + b_r, (b_max + tl.log2(b_sum)) / LOG2E, mask=i_r + b_r < R)
 
 
 @triton.jit
@@ -115,39 +117,41 @@ def agent_attention_bwd_kernel_rows(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of rows, by a chunk of the columns; and, if wanted, ``delta`` itself."""
-    i_bh, i_s = tl.program_id(0), tl.program_id(2)
+    i_bh, i_r, i_s = tl.program_id(0), tl.program_id(1) * BR, tl.program_id(2)
     i_b, i_h = (i_bh // HEADS).to(tl.int64), (i_bh % HEADS).to(tl.int64)
-    i_r = tl.program_id(1) * BR + tl.arange(0, BR)
-    i_d, i_v = tl.arange(0, BD), tl.arange(0, BV)
     p_y += i_b * y_b + i_h * y_h
     p_v += i_b * v_b + i_h * v_h
     p_bias += i_h * bias_h
-    b_x = _load(p_x + i_b * x_b + i_h * x_h, i_r, i_d, x_t, R, D)
-    b_grad = _load(p_grad + i_b * grad_b + i_h * grad_h, i_r, i_v, grad_t, R, DV).to(b_x.dtype)
-    b_lse, b_delta = _load_row_statistics(p_lse, p_delta, i_bh, i_r, R)
+    p_grad += i_b * grad_b + i_h * grad_h
+    b_x = _load(p_x + i_b * x_b + i_h * x_h, i_r, x_t, R, BR, D, BD)
+    b_grad = _load(p_grad, i_r, grad_t, R, BR, DV, BV).to(b_x.dtype)
+    b_lse, b_delta = _load_row_statistics(p_lse, p_delta, i_bh, i_r, R, BR)
     first, last = i_s * chunk, min((i_s + 1) * chunk, C)
 
     if WITH_DELTA:
         b_delta = tl.zeros([BR], tl.float32)
-        for start in range(first, last, BC):
-            i_c = start + tl.arange(0, BC)
-            b_y = _load(p_y, i_c, i_d, y_t, C, D)
-            b_v = _load(p_v, i_c, i_v, v_t, C, DV).to(b_x.dtype)
-            b_s = _logits(b_x, b_y, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BIAS, PRECISION)
+        for i_c in range(first, last, BC):
+            b_y = _load(p_y, i_c, y_t, C, BC, D, BD)
+            b_v = _load(p_v, i_c, v_t, C, BC, DV, BV).to(b_x.dtype)
+            b_s = dot(b_x, tl.trans(b_y), PRECISION)
+            b_s = _logits(b_s, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BR, BC, BIAS)
             b_dp = dot(b_grad, tl.trans(b_v), PRECISION)
             b_delta += tl.sum(tl.exp2(b_s - b_lse[:, None]) * b_dp, 1)
-        tl.store(p_delta + i_bh.to(tl.int64) * R + i_r, b_delta, mask=i_r < R)
+        b_r = tl.arange(0, BR)
+        p_delta += i_bh.to(tl.int64) * R + i_r
+        tl.store(p_delta + b_r, b_delta, mask=i_r + b_r < R)
 
     b_dx = tl.zeros([BR, BD], tl.float32)
-    for start in range(first, last, BC):
-        i_c = start + tl.arange(0, BC)
-        b_y = _load(p_y, i_c, i_d, y_t, C, D)
-        b_v = _load(p_v, i_c, i_v, v_t, C, DV).to(b_x.dtype)
-        b_s = _logits(b_x, b_y, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BIAS, PRECISION)
+    for i_c in range(first, last, BC):
+        b_y = _load(p_y, i_c, y_t, C, BC, D, BD)
+        b_v = _load(p_v, i_c, v_t, C, BC, DV, BV).to(b_x.dtype)
+        b_s = dot(b_x, tl.trans(b_y), PRECISION)
+        b_s = _logits(b_s, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BR, BC, BIAS)
         b_dp = dot(b_grad, tl.trans(b_v), PRECISION)
         b_ds = tl.exp2(b_s - b_lse[:, None]) * (b_dp - b_delta[:, None])
         b_dx += dot(b_ds.to(b_x.dtype), b_y, PRECISION)
-    _store(p_dx + i_s * dx_s + i_b * dx_b + i_h * dx_h, b_dx * scale, i_r, i_d, dx_t, R, D)
+    p_dx += i_s * dx_s + i_b * dx_b + i_h * dx_h
+    _store(p_dx, b_dx * scale, i_r, dx_t, R, BR, D, BD)
 
 
 @triton.jit
@@ -159,30 +163,45 @@ def agent_attention_bwd_kernel_columns(
     BR: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a block of columns and of their values, by a chunk of the rows."""
-    i_bh, i_s = tl.program_id(0), tl.program_id(2)
+    i_bh, i_c, i_s = tl.program_id(0), tl.program_id(1) * BC, tl.program_id(2)
     i_b, i_h = (i_bh // HEADS).to(tl.int64), (i_bh % HEADS).to(tl.int64)
-    i_c = tl.program_id(1) * BC + tl.arange(0, BC)
-    i_d, i_v = tl.arange(0, BD), tl.arange(0, BV)
     p_x += i_b * x_b + i_h * x_h
     p_grad += i_b * grad_b + i_h * grad_h
     p_bias += i_h * bias_h
-    b_y = _load(p_y + i_b * y_b + i_h * y_h, i_c, i_d, y_t, C, D)
-    b_v = _load(p_v + i_b * v_b + i_h * v_h, i_c, i_v, v_t, C, DV).to(b_y.dtype)
+    b_y = _load(p_y + i_b * y_b + i_h * y_h, i_c, y_t, C, BC, D, BD)
+    b_v = _load(p_v + i_b * v_b + i_h * v_h, i_c, v_t, C, BC, DV, BV).to(b_y.dtype)
     b_dy = tl.zeros([BC, BD], tl.float32)
     b_dv = tl.zeros([BC, BV], tl.float32)
-    for start in range(i_s * chunk, min((i_s + 1) * chunk, R), BR):
-        i_r = start + tl.arange(0, BR)
-        b_x = _load(p_x, i_r, i_d, x_t, R, D)
-        b_grad = _load(p_grad, i_r, i_v, grad_t, R, DV).to(b_y.dtype)
-        b_lse, b_delta = _load_row_statistics(p_lse, p_delta, i_bh, i_r, R)
+    for i_r in range(i_s * chunk, min((i_s + 1) * chunk, R), BR):
+        b_x = _load(p_x, i_r, x_t, R, BR, D, BD)
+        b_grad = _load(p_grad, i_r, grad_t, R, BR, DV, BV).to(b_y.dtype)
+        b_lse, b_delta = _load_row_statistics(p_lse, p_delta, i_bh, i_r, R, BR)
         # Columns are rows here, so that no matrix of weights has to be transposed.
-        b_s = _logits(b_y, b_x, p_bias, i_c, i_r, bias_c, bias_r, C, R, scale, BIAS, PRECISION)
+        b_s = dot(b_y, tl.trans(b_x), PRECISION)
+        b_s = _logits(b_s, p_bias, i_c, i_r, bias_c, bias_r, C, R, scale, BC, BR, BIAS)
         b_p = tl.exp2(b_s - b_lse[None, :])  # [BC, BR]
         b_ds = b_p * (dot(b_v, tl.trans(b_grad), PRECISION) - b_delta[None, :])
         b_dv += dot(b_p.to(b_y.dtype), b_grad, PRECISION)
         b_dy += dot(b_ds.to(b_y.dtype), b_x, PRECISION)
-    _store(p_dy + i_s * dy_s + i_b * dy_b + i_h * dy_h, b_dy * scale, i_c, i_d, dy_t, C, D)
-    _store(p_dv + i_s * dv_s + i_b * dv_b + i_h * dv_h, b_dv, i_c, i_v, dv_t, C, DV)
+    p_dy += i_s * dy_s + i_b * dy_b + i_h * dy_h
+    p_dv += i_s * dv_s + i_b * dv_b + i_h * dv_h
+    _store(p_dy, b_dy * scale, i_c, dy_t, C, BC, D, BD)
+    _store(p_dv, b_dv, i_c, dv_t, C, BC, DV, BV)
+
+
+@triton.jit
+def _product(
+    p_a, p_b, i_r, i_c, a_t, b_t, R, C,
+    BR: tl.constexpr, BC: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
+    DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows [BR, BD] of one matrix times those [BC, BD] of another, a few dimensions at a time."""
+    b_s = tl.zeros([BR, BC], tl.float32)
+    for k in tl.static_range(0, BD, BK):
+        b_a = _load(p_a + k, i_r, a_t, R, BR, D - k, BK)
+        b_b = _load(p_b + k, i_c, b_t, C, BC, D - k, BK)
+        b_s += dot(b_a.to(DTYPE), tl.trans(b_b).to(DTYPE), PRECISION)
+    return b_s
 
 
 @triton.jit
@@ -191,29 +210,38 @@ def agent_attention_bwd_kernel_bias(
     x_b, x_h, x_t, y_b, y_h, y_t, v_b, v_h, v_t, bias_h, bias_r, bias_c, grad_b, grad_h, grad_t,
     sums_s, sums_h, sums_r, sums_c,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
-    BR: tl.constexpr, BC: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    BR: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sums the gradient of a block of the bias [BR, BC] over a group of samples."""
     i_h, i_g = tl.program_id(1).to(tl.int64), tl.program_id(2)
     blocks = tl.cdiv(C, BC)
-    i_r = tl.program_id(0) // blocks * BR + tl.arange(0, BR)
-    i_c = tl.program_id(0) % blocks * BC + tl.arange(0, BC)
-    i_d, i_v = tl.arange(0, BD), tl.arange(0, BV)
+    i_r, i_c = tl.program_id(0) // blocks * BR, tl.program_id(0) % blocks * BC
+    p_x += i_h * x_h
+    p_y += i_h * y_h
+    p_v += i_h * v_h
+    p_grad += i_h * grad_h
     p_bias += i_h * bias_h
+    DTYPE: tl.constexpr = p_x.dtype.element_ty
     b_sum = tl.zeros([BR, BC], tl.float32)
     for sample in range(i_g, batch, groups):
         i_b = tl.cast(sample, tl.int64)
-        b_x = _load(p_x + i_b * x_b + i_h * x_h, i_r, i_d, x_t, R, D)
-        b_y = _load(p_y + i_b * y_b + i_h * y_h, i_c, i_d, y_t, C, D)
-        b_v = _load(p_v + i_b * v_b + i_h * v_h, i_c, i_v, v_t, C, DV).to(b_x.dtype)
-        b_grad = _load(p_grad + i_b * grad_b + i_h * grad_h, i_r, i_v, grad_t, R, DV)
-        b_lse, b_delta = _load_row_statistics(p_lse, p_delta, i_b * HEADS + i_h, i_r, R)
-        b_s = _logits(b_x, b_y, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BIAS, PRECISION)
-        b_dp = dot(b_grad.to(b_x.dtype), tl.trans(b_v), PRECISION)
+        b_s = _product(
+            p_x + i_b * x_b, p_y + i_b * y_b, i_r, i_c, x_t, y_t, R, C,
+            BR, BC, D, BD, BK, DTYPE, PRECISION,
+        )  # fmt: skip
+        b_s = _logits(b_s, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BR, BC, BIAS)
+        b_lse, b_delta = _load_row_statistics(p_lse, p_delta, i_b * HEADS + i_h, i_r, R, BR)
+        b_dp = _product(
+            p_grad + i_b * grad_b, p_v + i_b * v_b, i_r, i_c, grad_t, v_t, R, C,
+            BR, BC, DV, BV, BK, DTYPE, PRECISION,
+        )  # fmt: skip
         b_sum += tl.exp2(b_s - b_lse[:, None]) * (b_dp - b_delta[:, None])
-    at = i_r.to(tl.int64)[:, None] * sums_r + i_c.to(tl.int64)[None, :] * sums_c
-    inside = (i_r < R)[:, None] & (i_c < C)[None, :]
-    tl.store(p_sums + i_g * sums_s + i_h * sums_h + at, b_sum, mask=inside)
+    p_sums += i_g * sums_s + i_h * sums_h
+    p_sums += tl.cast(i_r, tl.int64) * sums_r + tl.cast(i_c, tl.int64) * sums_c
+    b_r, b_c = tl.arange(0, BR)[:, None], tl.arange(0, BC)[None, :]
+    inside = (i_r + b_r < R) & (i_c + b_c < C)
+    tl.store(p_sums + b_r * sums_r + b_c * sums_c, b_sum, mask=inside)
 
 
 def forward(q, k, v, agents, key_bias, query_bias, scales):
@@ -280,8 +308,6 @@ def _arguments(x, y, v, bias, scale):
     """What all kernels take for rows ``x``, columns ``y`` and values ``v`` of attention."""
     rows, columns, dim, dim_v = x.shape[2], y.shape[2], x.shape[3], v.shape[3]
     strides = (0, 0, 0) if bias is None else bias.stride()
-    # Both operands of a product are split in two in fp32, which large tiles have no registers for.
-    most = 32 if x.dtype == torch.float32 else 64
     return {
         **_with_strides(p_x=x, p_y=y, p_v=v),
         "p_bias": x if bias is None else bias,
@@ -294,8 +320,6 @@ def _arguments(x, y, v, bias, scale):
         "DV": dim_v,
         "BD": max(triton.next_power_of_2(dim), 16),
         "BV": max(triton.next_power_of_2(dim_v), 16),
-        "BR": min(max(triton.next_power_of_2(rows), 16), most),
-        "BC": min(max(triton.next_power_of_2(columns), 16), most),
         "BIAS": bias is not None,
         "PRECISION": dot_precision(x.dtype),
     }
@@ -313,18 +337,32 @@ def _with_strides(**tensors):
     return arguments
 
 
+def _tiles(outer, inner, dtype):
+    """Tokens of a program, tokens that it takes at a time, and how it is launched.
+
+    fp32 is multiplied in three parts, which take registers.
+    """
+    outer, inner = (max(triton.next_power_of_2(tokens), 16) for tokens in (outer, inner))
+    most = 16 if dtype == torch.float32 else 32
+    return min(outer, 32), min(inner, most), {"num_warps": 4, "num_stages": 1}
+
+
 def _run_rows(kernel, arguments, splits):
     """Runs a kernel that has programs for blocks of rows, and runs along columns."""
-    blocks = triton.cdiv(arguments["R"], arguments["BR"])
-    chunk = CHUNK if splits > 1 else arguments["C"]
-    launch(kernel, (_sequences(arguments), blocks, splits), **arguments, chunk=chunk)
+    rows, columns = arguments["R"], arguments["C"]
+    outer, inner, options = _tiles(rows, columns, arguments["p_x"].dtype)
+    grid = (_sequences(arguments), triton.cdiv(rows, outer), splits)
+    chunk = CHUNK if splits > 1 else columns
+    launch(kernel, grid, **arguments, **options, BR=outer, BC=inner, chunk=chunk, maxnreg=255)
 
 
 def _run_columns(arguments, splits):
-    blocks = triton.cdiv(arguments["C"], arguments["BC"])
-    chunk = CHUNK if splits > 1 else arguments["R"]
-    grid = (_sequences(arguments), blocks, splits)
-    launch(agent_attention_bwd_kernel_columns, grid, **arguments, chunk=chunk)
+    rows, columns = arguments["R"], arguments["C"]
+    outer, inner, options = _tiles(columns, rows, arguments["p_x"].dtype)
+    grid = (_sequences(arguments), triton.cdiv(columns, outer), splits)
+    chunk = CHUNK if splits > 1 else rows
+    kernel = agent_attention_bwd_kernel_columns
+    launch(kernel, grid, **arguments, **options, BR=inner, BC=outer, chunk=chunk, maxnreg=255)
 
 
 def _sequences(arguments):
@@ -351,11 +389,15 @@ def _bias_gradients(arguments, parts, transposed=False):
     sums = _floats(arguments["p_x"], groups, heads, *shape)  # agents before tokens
     strides = sums.stride()
     strides = (*strides[:2], *(strides[:1:-1] if transposed else strides[2:]))
-    blocks = triton.cdiv(rows, arguments["BR"]) * triton.cdiv(columns, arguments["BC"])
+    outer, inner, options = _tiles(rows, columns, arguments["p_x"].dtype)
     launch(
         agent_attention_bwd_kernel_bias,
-        (blocks, heads, groups),
+        (triton.cdiv(rows, outer) * triton.cdiv(columns, inner), heads, groups),
         **arguments,
+        **options,
+        BR=outer,
+        BC=inner,
+        BK=min(arguments["BD"], arguments["BV"], 32),
         **dict(zip(("sums_s", "sums_h", "sums_r", "sums_c"), strides, strict=True)),
         p_sums=sums,
         batch=batch,
