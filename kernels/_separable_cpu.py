@@ -23,7 +23,17 @@ from ._blocks import (
 from ._jit import inline, jit
 from ._memory import empty
 from ._rois import memory_format
-from ._simd import LANES, broadcast, fma, get, get_int, load_as_float, load_transposed, store_as
+from ._simd import (
+    LANES,
+    broadcast,
+    fma,
+    get,
+    get_int,
+    keep,
+    load_as_float,
+    load_transposed,
+    store_as,
+)
 from ._threads import parallel_for
 
 __all__ = ["Taps", "empty_taps", "pool", "spread", "transpose"]
@@ -298,6 +308,7 @@ def _pool_planes(begin, end, maps, ys, xs, bins, channels, depth, width, x, out)
                 place = pooled + 4 * line * padded(columns)
                 target = result + line * columns * size
                 copy_out_transposed(dtype, place, 64, lanes, columns, target, columns * size)
+    keep(scratch)
 
 
 @jit
@@ -359,6 +370,7 @@ def _pool_pixels(begin, end, maps, ys, xs, bins, channels, depth, width, x, out)
                 wide = LANES * (vectors - 1) + lanes
                 copy_out(dtype, pooled, 4 * GROUP, columns, wide, place, channels * size)
             channel += LANES * vectors
+    keep(scratch)
 
 
 @jit
@@ -430,6 +442,8 @@ def _spread_planes(begin, end, order, offsets, ys, xs, bins, shape, depth, dtype
                     )
         if dtype != 0:
             copy_out(dtype, total, 0, 1, planes * area, result, 0)
+    keep(scratch)
+    keep(sums)
 
 
 @jit
@@ -490,6 +504,8 @@ def _spread_pixels(begin, end, order, offsets, ys, xs, bins, shape, depth, dtype
                             )
         if dtype != 0:
             copy_out(dtype, total, wide_row, area, here, result, channels * size)
+    keep(scratch)
+    keep(sums)
 
 
 @jit
