@@ -90,6 +90,9 @@ class Case:
     def __init__(self, size, precision, steps=3):
         self.size, self.precision, self.steps = size, precision, steps
 
+    def images(self, batch):
+        return batch
+
     def inputs(self, batch, **factory):
         shape = self.steps, self.size, self.size
         return {"x": torch.empty(shape[1:], **factory), "y": torch.empty(shape, **factory)}

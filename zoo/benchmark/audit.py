@@ -123,7 +123,7 @@ def _recording() -> Iterator[list[Launch]]:
 
 def record(case: Case, batch: int, dtype: torch.dtype) -> list[Launch]:
     """The launches of a case's forward and backward pass."""
-    inputs = case.inputs(batch, device="meta", dtype=dtype)
+    inputs = case.inputs(case.images(batch), device="meta", dtype=dtype)
     wanted = [x.requires_grad_() for name, x in inputs.items() if name not in case.fixed]
     with _recording() as launches:
         out = case.run("triton", **inputs)
@@ -278,7 +278,7 @@ def audit(
         cases: Ops and shapes.
         targets: Names in ``TARGETS``.
         dtypes: Names in ``DTYPES``.
-        batch: Images; what is compiled hardly depends on it.
+        batch: Images, fewer where they are large; what is compiled hardly depends on it.
         say: Takes messages on progress.
 
     Returns:

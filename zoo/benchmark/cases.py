@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -26,7 +26,8 @@ from .peers import Peer
 class Products(NamedTuple):
     """The least that an op can cost: ``pairs`` of two batched products, (m, k) by (k, n) by (n, k).
 
-    With its gradients it costs three times as much: each product has two more.
+    With its gradients it costs ``both`` times as much: three times where all factors have one, for
+    each product has two more then.
     """
 
     groups: int
@@ -34,6 +35,7 @@ class Products(NamedTuple):
     n: int
     k: int
     pairs: int = 1
+    both: int = 3
 
 
 class Copy(NamedTuple):
@@ -54,6 +56,7 @@ class Case(ABC):
 
     Attributes:
         name: Model and where in it.
+        share: Number that batches are divided by, where images are large or have many regions.
     """
 
     op: ClassVar[str]
@@ -63,6 +66,11 @@ class Case(ABC):
     """Names of inputs that models want no gradients of."""
 
     name: str
+    share: int = field(default=1, kw_only=True)
+
+    def images(self, batch: int) -> int:
+        """Images of this case in what is a batch for all others."""
+        return max(batch // self.share, 1)
 
     @abstractmethod
     def inputs(self, batch: int, **factory: Any) -> dict[str, torch.Tensor]:
@@ -280,13 +288,12 @@ class MultiQueryPool(Case):
         return multi_query_pool(x, queries, value, impl=impl)
 
     def floor(self, batch):
-        return Products(batch, self.queries, self.tokens, self.dim)
+        both = 2 if self.frozen else 3
+        return Products(batch, self.queries, self.tokens, self.dim, both=both)
 
 
 @dataclass(frozen=True)
 class RoIAlign(Case):
-    """Maps hold many regions: there are a quarter as many as images of other ops."""
-
     op = "roi_align"
     fixed = ("boxes",)
     peers = {"torchvision": peers.roi_align_torchvision}
@@ -298,13 +305,13 @@ class RoIAlign(Case):
     extent: tuple[int, int]
     spatial_scale: float = 1 / 8
     sampling_ratio: int = 0
+    share: int = field(default=4, kw_only=True)
 
     def inputs(self, batch, **factory):
-        images = max(batch // 4, 1)
-        x = torch.randn(images, self.channels, self.side, self.side, **factory)
+        x = torch.randn(batch, self.channels, self.side, self.side, **factory)
         pixels = self.side / self.spatial_scale
-        boxes = random_boxes(images * self.regions, pixels, self.extent, x.device)
-        image = torch.arange(images, device=x.device).repeat_interleave(self.regions)
+        boxes = random_boxes(batch * self.regions, pixels, self.extent, x.device)
+        image = torch.arange(batch, device=x.device).repeat_interleave(self.regions)
         return {"x": x, "boxes": torch.cat([image[:, None], boxes], 1)}
 
     def run(self, impl=None, *, x, boxes):
@@ -312,15 +319,12 @@ class RoIAlign(Case):
         return roi_align(x, boxes, *sampling, impl=impl)
 
     def floor(self, batch):
-        images = max(batch // 4, 1)
-        elements = self.side**2 + self.regions * self.bins**2
-        return Copy(images * self.channels * elements, 2 * images * self.channels * elements)
+        elements = batch * self.channels * (self.side**2 + self.regions * self.bins**2)
+        return Copy(forward=elements, both=2 * elements)
 
 
 @dataclass(frozen=True)
 class RoIUnpool(Case):
-    """As ``RoIAlign``, back."""
-
     op = "roi_unpool"
     fixed = ("boxes",)
     peers = {"products": peers.roi_unpool_products, "grid_sample": peers.roi_unpool_grid}
@@ -329,13 +333,14 @@ class RoIUnpool(Case):
     channels: int
     bins: int
     regions: int = 30
+    share: int = field(default=4, kw_only=True)
 
     @property
     def spatial_scale(self) -> float:
         return self.side / 512
 
     def inputs(self, batch, **factory):
-        count = max(batch // 4, 1) * self.regions
+        count = batch * self.regions
         rois = torch.randn(count, self.channels, self.bins, self.bins, **factory)
         return {"rois": rois, "boxes": random_boxes(count, 512, (64, 320), rois.device)}
 
@@ -343,9 +348,8 @@ class RoIUnpool(Case):
         return roi_unpool(rois, boxes, self.side, self.spatial_scale, impl=impl)
 
     def floor(self, batch):
-        elements = max(batch // 4, 1) * self.regions * self.channels
-        elements *= self.bins**2 + self.side**2
-        return Copy(elements, 2 * elements)
+        elements = batch * self.regions * self.channels * (self.bins**2 + self.side**2)
+        return Copy(forward=elements, both=2 * elements)
 
 
 def random_boxes(
@@ -377,8 +381,8 @@ CASES: tuple[Case, ...] = (
     NeighborhoodAttention("dinat_mini stage 2, dilated", 28, 4, 4),
     NeighborhoodAttention("dinat_mini stage 3, dilated", 14, 8, 2),
     NeighborhoodAttention("nat_isotropic_small", 14, 12),
-    NeighborhoodAttention("dinat_large_384_11x11 stage 3", 24, 24, kernel=11),
-    NeighborhoodAttention("dinat_mini at 512, stage 1, dilated", 128, 2, 16),
+    NeighborhoodAttention("dinat_large_384_11x11 stage 3", 24, 24, kernel=11, share=4),
+    NeighborhoodAttention("dinat_mini at 512, stage 1, dilated", 128, 2, 16, share=4),
     BilevelRoutingAttention("biformer_tiny stage 1", 56, 2, 1),
     BilevelRoutingAttention("biformer_tiny stage 2", 28, 4, 4),
     BilevelRoutingAttention("biformer_tiny stage 3", 14, 8, 16),

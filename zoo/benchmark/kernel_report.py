@@ -12,12 +12,14 @@ from .report import print_table
 def tables(rows: Sequence[Row]) -> list[tuple[str, list[str], list[list[str]]]]:
     """A table an op and pass: title, names of columns, rows of texts, those of a case by speed."""
     result = []
+    usual = max((row["batch_size"] for row in rows), default=0)
     for op, kind in _panels(rows):
         body = []
         for case in dict.fromkeys(row["case"] for row in rows if row["op"] == op):
             timed = sorted(_select(rows, op, kind, case), key=lambda row: row["p50_ms"])
             for i, row in enumerate(timed):
-                cells = ["" if i else case, row["contestant"]]
+                others = "" if row["batch_size"] == usual else f" (batch {row['batch_size']})"
+                cells = ["" if i else case + others, row["contestant"]]
                 cells += [f"{row[f'{p}_ms']:.3f}" for p in ("p20", "p50", "p80")]
                 cells += [
                     "-" if row[ratio] is None else f"{row[ratio]:.2f}"
@@ -38,10 +40,10 @@ def print_tables(rows: Sequence[Row]) -> None:
         return
     where = rows[0]
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "numba", "triton", "natten"))
+    batch = max(row["batch_size"] for row in rows)
     print(
-        f"\n{where['device_name']}, {where['threads']} threads, {where['dtype']}, "
-        f"batch {where['batch_size']}, {versions}; ratios are of medians, peak memory is beyond "
-        "the inputs\n"
+        f"\n{where['device_name']}, {where['threads']} threads, {where['dtype']}, batch {batch}, "
+        f"{versions}; ratios are of medians, peak memory is beyond the inputs\n"
     )
     for table in tables(rows):
         print_table(*table)

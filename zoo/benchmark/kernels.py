@@ -59,7 +59,7 @@ class Settings:
     Attributes:
         device: Where.
         dtype: ``"fp32"``, ``"fp16"`` or ``"bf16"``, of all inputs.
-        batch_size: Images.
+        batch_size: Images; fewer where they are large, see ``Case.share``.
         rounds: Turns of all contestants.
         seconds: Seconds of timed calls of each contestant, about; one that takes longer is timed
             once.
@@ -110,7 +110,7 @@ def benchmark_kernels(
         torch.compiler.reset()
         factory = {"device": settings.device, "dtype": DTYPES[settings.dtype]}
         torch.manual_seed(0)
-        inputs = case.inputs(settings.batch_size, **factory)
+        inputs = case.inputs(case.images(settings.batch_size), **factory)
         for kind in passes:
             say(f"{case.op}, {case.name}, {TITLES[kind]}")
             measured = _measure(case, inputs, kind, settings, only, say)
@@ -118,7 +118,7 @@ def benchmark_kernels(
                 "op": case.op,
                 "case": case.name,
                 "pass": kind,
-                "batch_size": settings.batch_size,
+                "batch_size": case.images(settings.batch_size),
                 "dtype": settings.dtype,
                 **where,
             }
@@ -282,7 +282,7 @@ def floor_step(case: Case, settings: Settings, kind: str) -> Callable[[], object
     Results are allocated anew in each call, as those of the op are.
     """
     factory = {"device": settings.device, "dtype": DTYPES[settings.dtype]}
-    floor = case.floor(settings.batch_size)
+    floor = case.floor(case.images(settings.batch_size))
     if isinstance(floor, Copy):
         source = torch.ones(getattr(floor, kind) // 2, **factory)
         return source.clone
@@ -290,7 +290,7 @@ def floor_step(case: Case, settings: Settings, kind: str) -> Callable[[], object
     right = torch.ones(floor.groups, floor.k, floor.n, **factory)
     weights = torch.empty(floor.groups, floor.m, floor.n, **factory)
     values = torch.ones(floor.groups, floor.n, floor.k, **factory)
-    times = floor.pairs * (1 if kind == "forward" else 3)
+    times = floor.pairs * (1 if kind == "forward" else floor.both)
 
     def step() -> None:
         for _ in range(times):
