@@ -333,6 +333,8 @@ def _bias_gradients(sums, parts):
 
 def _total(sums, like):
     """Adds up the first dimension, in order; a tensor of another's shape and dtype."""
+    if len(sums) == 0:
+        return like.new_zeros(like.shape)
     out = like.new_empty(like.shape)
     columns = like.shape[-1]
     if out.numel() > 0:
