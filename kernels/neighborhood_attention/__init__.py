@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .._library import register_operator
-from ..dispatch import cast_for_autocast, choose, cpu_can_run
+from ..dispatch import cast_for_autocast, choose, cpu_can_run, triton_can_run
 from . import natten, reference
 
 __all__ = ["neighborhood_attention"]
@@ -94,6 +94,7 @@ def neighborhood_attention(
         impl,
         {
             "natten": lambda: natten.can_run(q, rpb, kernel),
+            "triton": lambda: triton_can_run(*tensors),
             "cpu": lambda: cpu_can_run(*tensors),
         },
     )
@@ -177,11 +178,11 @@ def _fit(
 
 
 def _implementation(impl: str) -> Any:
-    if impl != "cpu":
-        raise ValueError(f"no operator runs with impl={impl!r}")
-    from . import cpu
-
-    return cpu
+    if impl == "cpu":
+        from . import cpu as module
+    else:
+        from . import triton as module
+    return module
 
 
 def _forward(q, k, v, rpb, extra_k, extra_v, kernel, dilation, stride, causal, scale, impl):
