@@ -151,6 +151,11 @@ def _check(
     if (additional_keys is None) != (additional_values is None):
         raise ValueError("additional_keys and additional_values must be given together")
     if additional_keys is not None:
+        if not additional_keys.dtype == additional_values.dtype == q.dtype:
+            raise ValueError(
+                f"additional_keys and additional_values must have the dtype of q, {q.dtype}; got "
+                f"{additional_keys.dtype} and {additional_values.dtype}: cast them"
+            )
         shape = additional_keys.shape
         if shape != additional_values.shape or shape != (batch, shape[1], heads, dim):
             raise ValueError(

@@ -208,6 +208,8 @@ def forward(
         ys = axis(height, gy, g.height, g.step_y)
         xs = axis(width, gx, g.width, g.step_x)
         count = zs.count * ys.count * xs.count
+        if count == 0:  # the dilation is larger than the map
+            continue
         keys, wide = count + g.extra, padded(count) // LANES
         variants = (
             h,
@@ -282,6 +284,8 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
             ys = axis(height, gy, g.height, g.step_y)
             xs = axis(width, gx, g.width, g.step_x)
             count = zs.count * ys.count * xs.count
+            if count == 0:
+                continue
             keys, wide = count + g.extra, padded(count) // LANES
             variants = (
                 h,

@@ -82,7 +82,7 @@ def backward(
         kernel, tasks = _slide.backward, groups
     # Each task's own share of the sums.
     drpb = q.new_zeros(tasks, *table.shape[1:], dtype=torch.float32)
-    dextra = q.new_empty(2, groups, g.extra, g.dim, dtype=torch.float32)
+    dextra = q.new_zeros(2, groups, g.extra, g.dim, dtype=torch.float32)
     parallel_for(
         kernel,
         tasks,
@@ -102,7 +102,9 @@ def backward(
         drpb = drpb.unflatten(0, (g.heads, -1)).sum(1).view(rpb.shape).to(rpb.dtype)
     if extra_k is not None:
         # Tasks of a head are (bands and groups along x, batch, other groups).
-        parts = (2, g.heads, -1, g.batch, g.step_z * g.step_y, g.extra, g.dim)
+        others = g.step_z * g.step_y
+        across = groups // (g.heads * g.batch * others)
+        parts = (2, g.heads, across, g.batch, others, g.extra, g.dim)
         dextra = dextra.view(parts).sum((2, 4)).permute(0, 2, 3, 1, 4).to(extra_k.dtype)
         dextra = dextra.contiguous()
     return (

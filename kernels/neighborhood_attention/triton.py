@@ -60,7 +60,8 @@ def _window(q, length, K: tl.constexpr, S: tl.constexpr, CAUSAL: tl.constexpr):
         end = q + 1
     else:
         leader = tl.minimum(first + S // 2, length - 1)
-        start = tl.minimum(tl.maximum(leader - K // 2, 0), length - K)
+        # A group may be empty, where the dilation is larger than the map.
+        start = tl.maximum(tl.minimum(leader - K // 2, length - K), 0)
         end = start + K
     return start, end
 
@@ -80,7 +81,7 @@ def _queries_of(k, length, K: tl.constexpr, S: tl.constexpr, CAUSAL: tl.constexp
     if CAUSAL:
         first, end = k, last + K
     else:
-        # A window's leader is at most S // 2 behind its query, and S - 1 - S // 2 before it.
+        # A leader comes at most S // 2 after its query, and S - 1 - S // 2 before it.
         first = tl.where(k < K, 0, k - K + K // 2 + 1 - S // 2)
         end = tl.where(last >= length - K, length, last + K // 2 + S - S // 2)
     return tl.maximum(first, 0), tl.minimum(end, length)
@@ -215,7 +216,7 @@ def neighborhood_attention_fwd_kernel(
 
     b_sum = tl.where(b_sum > 0, b_sum, 1.0)
     b_out = b_out / b_sum[:, None]
-    o_x = HEADS * D
+    o_x = tl.cast(HEADS * D, tl.int64)
     p_out += (i_b * Z * Y * X * HEADS + i_h) * D
     _store(p_out, b_out, a_z, a_y, a_x, Y * X * o_x, X * o_x, o_x, i_d, m_r, D)
     i_row = (i_b * HEADS + i_h) * Z * Y * X + (a_z * Y + a_y) * X + a_x
@@ -248,7 +249,7 @@ def neighborhood_attention_bwd_kernel_dq(
     p_v += i_b * v_b + i_h * v_h
     p_rpb += i_h * ((2 * KZ - 1) * (2 * KY - 1) * (2 * KX - 1))
     i_out = (i_b * Z * Y * X * HEADS + i_h) * D
-    o_x = HEADS * D
+    o_x = tl.cast(HEADS * D, tl.int64)
     o_y = X * o_x
     o_z = Y * o_y
 
@@ -328,7 +329,7 @@ def neighborhood_attention_bwd_kernel_dkv(
     p_rpb += i_h * ((2 * KZ - 1) * (2 * KY - 1) * (2 * KX - 1))
     i_out = (i_b * Z * Y * X * HEADS + i_h) * D
     i_rows = (i_b * HEADS + i_h) * Z * Y * X
-    o_x = HEADS * D
+    o_x = tl.cast(HEADS * D, tl.int64)
     o_y = X * o_x
     o_z = Y * o_y
 
@@ -434,7 +435,7 @@ def neighborhood_attention_bwd_kernel_drpb(
     p_k += i_h * k_h
     p_v += i_h * v_h
     p_rpb += i_h * ((2 * KZ - 1) * (2 * KY - 1) * (2 * KX - 1))
-    o_x = HEADS * D
+    o_x = tl.cast(HEADS * D, tl.int64)
     o_y = X * o_x
     o_z = Y * o_y
     i_d = tl.arange(0, BD)[None, :]
