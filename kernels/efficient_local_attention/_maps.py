@@ -310,7 +310,8 @@ def sum_planes_gradient(form, x, grad, count, layout, y, dy, work):
                         side,
                         columns + (p + k) * side + j * F32,
                     )
-            _sum_rows(products, side, some * height, padded(width), rows + p * height * F32)
+            # Products with what is beyond the gates of columns are anything.
+            _sum_rows(products, side, some * height, width, rows + p * height * F32)
         target = dy + n // LANES * column
         copy_in_transposed(FLOAT, rows, height * F32, planes, height, target + top * VECTOR, VECTOR)
         copy_in_transposed(FLOAT, columns, side, planes, width, target + left * VECTOR, VECTOR)

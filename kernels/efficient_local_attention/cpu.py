@@ -98,31 +98,32 @@ def backward(grad, x, conv, weight, bias, strips, norm_groups, eps):
     """Gradients of x, the convolution's weight, and the normalisation's weight and bias."""
     batch, channels, height, width = x.shape
     dx = torch.empty_like(x)
+    if x.numel() == 0:
+        return dx, *map(torch.zeros_like, (conv, weight, bias))
     source = _workable(x)
+    grad = _alike(grad.to(x.dtype), source, copy=True)
+    target = _alike(dx, source)
     plan = _plan(source, conv, norm_groups)
-    sums = [torch.zeros(plan[2], *p.shape) for p in (conv, weight, bias)]
-    if x.numel() > 0:
-        grad = _alike(grad.to(x.dtype), source, copy=True)
-        target = _alike(dx, source)
-        parameters = [p.float().contiguous() for p in (conv, weight, bias)]
-        sizes = _sizes(source, plan)
-        parallel_for(
-            _backward_chunks,
-            plan[0] * plan[2],
-            (batch, channels, height, width),
-            plan,
-            sizes,
-            _layout(source),
-            _layout(grad),
-            _layout(target),
-            tuple(p.data_ptr() for p in parameters),
-            np.float32(eps),
-            strips.data_ptr(),
-            tuple(p.data_ptr() for p in sums),
-            scratch=F32 * (4 * sizes[0] + 2 * sizes[1] + sizes[2] + 2 * sizes[3] + sizes[4]),
-        )
-        if target is not dx:
-            dx.copy_(target)
+    sizes = _sizes(source, plan)
+    parameters = [p.float().contiguous() for p in (conv, weight, bias)]
+    sums = [torch.empty(plan[2], *p.shape) for p in parameters]
+    parallel_for(
+        _backward_chunks,
+        plan[0] * plan[2],
+        (batch, channels, height, width),
+        plan,
+        sizes,
+        _layout(source),
+        _layout(grad),
+        _layout(target),
+        tuple(p.data_ptr() for p in parameters),
+        np.float32(eps),
+        strips.data_ptr(),
+        tuple(p.data_ptr() for p in sums),
+        scratch=F32 * (4 * sizes[0] + 2 * sizes[1] + sizes[2] + 2 * sizes[3] + sizes[4]),
+    )
+    if target is not dx:
+        dx.copy_(target)
     sums = zip(sums, (conv, weight, bias), strict=True)
     return dx, *(d.sum(0).to(p.dtype) for d, p in sums)
 
@@ -155,7 +156,7 @@ def _plan(x, conv, norm_groups):
     norm_width = channels // norm_groups
     unit = math.lcm(group, norm_width)
     units = channels // unit
-    area = max(height * width, 1)
+    area = height * width
     if _by_channels(x):
         contiguous = CHANNELS
         # What lies between the channels of a chunk would be fetched for nothing.

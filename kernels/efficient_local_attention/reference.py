@@ -6,17 +6,23 @@ import torch.nn.functional as F
 
 def efficient_local_attention(
     x: torch.Tensor,
-    conv_weight: torch.Tensor,
-    norm_weight: torch.Tensor,
-    norm_bias: torch.Tensor,
+    conv: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
     norm_groups: int,
     eps: float,
 ) -> torch.Tensor:
-    """See ``visattn.kernels.efficient_local_attention``."""
-    groups = x.shape[1] // conv_weight.shape[1]
+    """See ``visattn.kernels.efficient_local_attention``.
 
-    def gate(strip: torch.Tensor) -> torch.Tensor:  # (B, C, L)
-        strip = F.conv1d(strip, conv_weight, padding=conv_weight.shape[2] // 2, groups=groups)
-        return F.group_norm(strip, norm_groups, norm_weight, norm_bias, eps).sigmoid()
-
-    return x * gate(x.mean(3))[..., None] * gate(x.mean(2))[:, :, None]
+    Parameters have a first dimension of 1, or of 2 for the H and the W strip.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    groups = x.shape[1] // conv.shape[2]
+    gates = []
+    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+        for s, strip in enumerate((x.mean(3, dtype=dtype), x.mean(2, dtype=dtype))):
+            kernel, scale, offset = (p[s % len(p)].to(dtype) for p in (conv, weight, bias))
+            strip = F.conv1d(strip, kernel, padding=kernel.shape[2] // 2, groups=groups)
+            strip = torch.group_norm(strip, norm_groups, scale, offset, eps)
+            gates.append(strip.sigmoid())  # (B, C, H), then (B, C, W)
+        return (x * (gates[0][..., None] * gates[1][:, :, None])).to(x.dtype)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from visattn.kernels import _threads
+
 EPSILON = {torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
@@ -70,7 +72,8 @@ def assert_as_exact_as_reference(
 def poisoned_memory() -> Iterator[None]:
     """Fills what ``torch.empty``, ``torch.empty_like`` and ``Tensor.new_empty`` return with NaN.
 
-    What a kernel leaves unwritten, or reads before it has written it, shows.
+    So it does the scratch memory of ``parallel_for``, before every call of a kernel. What a kernel
+    leaves unwritten, or reads before it has written it, shows.
     """
 
     def poison(function):
@@ -82,8 +85,17 @@ def poisoned_memory() -> Iterator[None]:
 
         return poisoned
 
+    def with_scratch(kernel, size):
+        def call(begin, end, *args):
+            line = _threads.CACHE_LINE
+            memory = torch.full(((size + line) // 4 + 1,), float("nan"))
+            kernel(begin, end, -(-memory.data_ptr() // line) * line, *args)
+
+        return call
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", poison(torch.empty))
         patch.setattr(torch, "empty_like", poison(torch.empty_like))
         patch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+        patch.setattr(_threads, "_with_scratch", with_scratch)
         yield
