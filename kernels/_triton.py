@@ -9,7 +9,16 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["INTERPRETED", "Launch", "dot", "dot_precision", "launch", "record_launches"]
+__all__ = [
+    "INTERPRETED",
+    "Launch",
+    "dot",
+    "dot_precision",
+    "launch",
+    "load_rows",
+    "record_launches",
+    "store_rows",
+]
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"))
 
@@ -85,3 +94,20 @@ def dot(a, b, PRECISION: tl.constexpr):
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision=PRECISION)
+
+
+@triton.jit
+def load_rows(p, start, s_t, T, BT: tl.constexpr, D, BD: tl.constexpr):
+    """Rows [BT, BD] of a matrix (T, D) from one on; zeros beyond."""
+    i_t, i_d = tl.arange(0, BT)[:, None], tl.arange(0, BD)[None, :]
+    p += tl.cast(start, tl.int64) * s_t
+    return tl.load(p + i_t * s_t + i_d, mask=(start + i_t < T) & (i_d < D), other=0.0)
+
+
+@triton.jit
+def store_rows(p, b, start, s_t, T, BT: tl.constexpr, D, BD: tl.constexpr):
+    """Stores what ``load_rows`` loads."""
+    i_t, i_d = tl.arange(0, BT)[:, None], tl.arange(0, BD)[None, :]
+    p += tl.cast(start, tl.int64) * s_t
+    mask = (start + i_t < T) & (i_d < D)
+    tl.store(p + i_t * s_t + i_d, b.to(p.dtype.element_ty), mask=mask)

@@ -72,6 +72,12 @@ def golden():
 
 
 @pytest.fixture(scope="session")
+def rule_made():
+    """``rule_made_tensor``."""
+    return rule_made_tensor
+
+
+@pytest.fixture(scope="session")
 def golden_image():
     """Standard-normal images of a shape, as the recorded outputs were computed from."""
 

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .._triton import dot, dot_precision, launch
+from .._triton import dot, dot_precision, launch, load_rows, store_rows
 from .reference import AgentBias, dense_bias, interpolation_weights
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -20,22 +20,6 @@ CHUNK = 1024
 """Most tokens that a program runs along."""
 GROUPS = 8
 """Partial sums of the gradient of a bias."""
-
-
-@triton.jit
-def _load(p, start, s_t, T, BT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    """Rows [BT, BD] of a matrix (T, D) from one on; zeros beyond."""
-    i_t, i_d = tl.arange(0, BT)[:, None], tl.arange(0, BD)[None, :]
-    p += tl.cast(start, tl.int64) * s_t
-    return tl.load(p + i_t * s_t + i_d, mask=(start + i_t < T) & (i_d < D), other=0.0)
-
-
-@triton.jit
-def _store(p, b, start, s_t, T, BT: tl.constexpr, D: tl.constexpr, BD: tl.constexpr):
-    i_t, i_d = tl.arange(0, BT)[:, None], tl.arange(0, BD)[None, :]
-    p += tl.cast(start, tl.int64) * s_t
-    mask = (start + i_t < T) & (i_d < D)
-    tl.store(p + i_t * s_t + i_d, b.to(p.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -80,14 +64,14 @@ def agent_attention_fwd_kernel(
     p_y += i_b * y_b + i_h * y_h
     p_v += i_b * v_b + i_h * v_h
     p_bias += i_h * bias_h
-    b_x = _load(p_x + i_b * x_b + i_h * x_h, i_r, x_t, R, BR, D, BD)
+    b_x = load_rows(p_x + i_b * x_b + i_h * x_h, i_r, x_t, R, BR, D, BD)
 
     b_out = tl.zeros([BR, BV], tl.float32)
     b_max = tl.full([BR], float("-inf"), tl.float32)
     b_sum = tl.zeros([BR], tl.float32)
     for i_c in range(i_s * chunk, min((i_s + 1) * chunk, C), BC):
-        b_y = _load(p_y, i_c, y_t, C, BC, D, BD)
-        b_v = _load(p_v, i_c, v_t, C, BC, DV, BV).to(b_x.dtype)
+        b_y = load_rows(p_y, i_c, y_t, C, BC, D, BD)
+        b_v = load_rows(p_v, i_c, v_t, C, BC, DV, BV).to(b_x.dtype)
         b_s = dot(b_x, tl.trans(b_y), PRECISION)
         b_s = _logits(b_s, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BR, BC, BIAS)
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
@@ -101,7 +85,7 @@ def agent_attention_fwd_kernel(
 
     b_out = b_out / tl.where(b_sum > 0, b_sum, 1.0)[:, None]
     p_out += i_s * out_s + i_b * out_b + i_h * out_h
-    _store(p_out, b_out, i_r, out_t, R, BR, DV, BV)
+    store_rows(p_out, b_out, i_r, out_t, R, BR, DV, BV)
     p_lse += (i_s * tl.num_programs(0) + i_bh).to(tl.int64) * R + i_r
     b_r = tl.arange(0, BR)
     tl.store(p_lse + b_r, (b_max + tl.log2(b_sum)) / LOG2E, mask=i_r + b_r < R)
@@ -123,16 +107,16 @@ def agent_attention_bwd_kernel_rows(
     p_v += i_b * v_b + i_h * v_h
     p_bias += i_h * bias_h
     p_grad += i_b * grad_b + i_h * grad_h
-    b_x = _load(p_x + i_b * x_b + i_h * x_h, i_r, x_t, R, BR, D, BD)
-    b_grad = _load(p_grad, i_r, grad_t, R, BR, DV, BV).to(b_x.dtype)
+    b_x = load_rows(p_x + i_b * x_b + i_h * x_h, i_r, x_t, R, BR, D, BD)
+    b_grad = load_rows(p_grad, i_r, grad_t, R, BR, DV, BV).to(b_x.dtype)
     b_lse, b_delta = _load_row_statistics(p_lse, p_delta, i_bh, i_r, R, BR)
     first, last = i_s * chunk, min((i_s + 1) * chunk, C)
 
     if WITH_DELTA:
         b_delta = tl.zeros([BR], tl.float32)
         for i_c in range(first, last, BC):
-            b_y = _load(p_y, i_c, y_t, C, BC, D, BD)
-            b_v = _load(p_v, i_c, v_t, C, BC, DV, BV).to(b_x.dtype)
+            b_y = load_rows(p_y, i_c, y_t, C, BC, D, BD)
+            b_v = load_rows(p_v, i_c, v_t, C, BC, DV, BV).to(b_x.dtype)
             b_s = dot(b_x, tl.trans(b_y), PRECISION)
             b_s = _logits(b_s, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BR, BC, BIAS)
             b_dp = dot(b_grad, tl.trans(b_v), PRECISION)
@@ -143,15 +127,15 @@ def agent_attention_bwd_kernel_rows(
 
     b_dx = tl.zeros([BR, BD], tl.float32)
     for i_c in range(first, last, BC):
-        b_y = _load(p_y, i_c, y_t, C, BC, D, BD)
-        b_v = _load(p_v, i_c, v_t, C, BC, DV, BV).to(b_x.dtype)
+        b_y = load_rows(p_y, i_c, y_t, C, BC, D, BD)
+        b_v = load_rows(p_v, i_c, v_t, C, BC, DV, BV).to(b_x.dtype)
         b_s = dot(b_x, tl.trans(b_y), PRECISION)
         b_s = _logits(b_s, p_bias, i_r, i_c, bias_r, bias_c, R, C, scale, BR, BC, BIAS)
         b_dp = dot(b_grad, tl.trans(b_v), PRECISION)
         b_ds = tl.exp2(b_s - b_lse[:, None]) * (b_dp - b_delta[:, None])
         b_dx += dot(b_ds.to(b_x.dtype), b_y, PRECISION)
     p_dx += i_s * dx_s + i_b * dx_b + i_h * dx_h
-    _store(p_dx, b_dx * scale, i_r, dx_t, R, BR, D, BD)
+    store_rows(p_dx, b_dx * scale, i_r, dx_t, R, BR, D, BD)
 
 
 @triton.jit
@@ -168,13 +152,13 @@ def agent_attention_bwd_kernel_columns(
     p_x += i_b * x_b + i_h * x_h
     p_grad += i_b * grad_b + i_h * grad_h
     p_bias += i_h * bias_h
-    b_y = _load(p_y + i_b * y_b + i_h * y_h, i_c, y_t, C, BC, D, BD)
-    b_v = _load(p_v + i_b * v_b + i_h * v_h, i_c, v_t, C, BC, DV, BV).to(b_y.dtype)
+    b_y = load_rows(p_y + i_b * y_b + i_h * y_h, i_c, y_t, C, BC, D, BD)
+    b_v = load_rows(p_v + i_b * v_b + i_h * v_h, i_c, v_t, C, BC, DV, BV).to(b_y.dtype)
     b_dy = tl.zeros([BC, BD], tl.float32)
     b_dv = tl.zeros([BC, BV], tl.float32)
     for i_r in range(i_s * chunk, min((i_s + 1) * chunk, R), BR):
-        b_x = _load(p_x, i_r, x_t, R, BR, D, BD)
-        b_grad = _load(p_grad, i_r, grad_t, R, BR, DV, BV).to(b_y.dtype)
+        b_x = load_rows(p_x, i_r, x_t, R, BR, D, BD)
+        b_grad = load_rows(p_grad, i_r, grad_t, R, BR, DV, BV).to(b_y.dtype)
         b_lse, b_delta = _load_row_statistics(p_lse, p_delta, i_bh, i_r, R, BR)
         # Columns are rows here, so that no matrix of weights has to be transposed.
         b_s = dot(b_y, tl.trans(b_x), PRECISION)
@@ -185,8 +169,8 @@ def agent_attention_bwd_kernel_columns(
         b_dy += dot(b_ds.to(b_y.dtype), b_x, PRECISION)
     p_dy += i_s * dy_s + i_b * dy_b + i_h * dy_h
     p_dv += i_s * dv_s + i_b * dv_b + i_h * dv_h
-    _store(p_dy, b_dy * scale, i_c, dy_t, C, BC, D, BD)
-    _store(p_dv, b_dv, i_c, dv_t, C, BC, DV, BV)
+    store_rows(p_dy, b_dy * scale, i_c, dy_t, C, BC, D, BD)
+    store_rows(p_dv, b_dv, i_c, dv_t, C, BC, DV, BV)
 
 
 @triton.jit
@@ -198,8 +182,8 @@ def _product(
     """Rows [BR, BD] of one matrix times those [BC, BD] of another, a few dimensions at a time."""
     b_s = tl.zeros([BR, BC], tl.float32)
     for k in tl.static_range(0, BD, BK):
-        b_a = _load(p_a + k, i_r, a_t, R, BR, D - k, BK)
-        b_b = _load(p_b + k, i_c, b_t, C, BC, D - k, BK)
+        b_a = load_rows(p_a + k, i_r, a_t, R, BR, D - k, BK)
+        b_b = load_rows(p_b + k, i_c, b_t, C, BC, D - k, BK)
         b_s += dot(b_a.to(DTYPE), tl.trans(b_b).to(DTYPE), PRECISION)
     return b_s
 
@@ -359,6 +343,8 @@ def _run_rows(kernel, arguments, splits):
 def _run_columns(arguments, splits):
     rows, columns = arguments["R"], arguments["C"]
     outer, inner, options = _tiles(columns, rows, arguments["p_x"].dtype)
+    if arguments["p_x"].dtype == torch.float32 and max(arguments["BD"], arguments["BV"]) > 32:
+        outer = 16  # two sums of a block are kept
     grid = (_sequences(arguments), triton.cdiv(columns, outer), splits)
     chunk = CHUNK if splits > 1 else rows
     kernel = agent_attention_bwd_kernel_columns
@@ -402,6 +388,7 @@ def _bias_gradients(arguments, parts, transposed=False):
         p_sums=sums,
         batch=batch,
         groups=groups,
+        maxnreg=255,
     )
     return _gradients_of_parts(sums.sum(0), parts)
 

@@ -109,7 +109,7 @@ CASES = {
     "unpool": (unpool, lambda: {"rois": torch.randn(3, 8, 5, 5)}),
     "unpool_aligned": (partial(unpool, mode="aligned"), lambda: {"rois": torch.randn(3, 8, 5, 5)}),
 }
-TRITON = [name for name in CASES if name.startswith(("routing", "align", "unpool"))]
+TRITON = [n for n in CASES if n.startswith(("routing", "agents", "pool", "align", "unpool"))]
 CONTESTANTS = [("cpu", name) for name in CASES] + [("triton", name) for name in TRITON]
 
 fused = pytest.mark.parametrize(("impl", "name"), CONTESTANTS)
