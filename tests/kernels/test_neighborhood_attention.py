@@ -57,12 +57,12 @@ GEOMETRIES = {
     "row_of_blocks": Geometry((10,), 4, stride=4, bias=False),
     "map": Geometry((7, 6), 3, dim=24),
     "map_is_window": Geometry((5, 3), (5, 3), dim=16),
-    "map_of_dilated_windows": Geometry((6, 8), (3, 4), 2, dim=16),
+    "map_of_dilated_windows": Geometry((6, 8), (3, 4), 2, heads=1, dim=16),
     "map_mixed": Geometry((6, 9), (2, 3), (1, 2), (2, 3), (False, True), extra=1),
     "map_causal": Geometry((5, 6), (3, 4), (1, 1), (1, 2), (True, True)),
     "map_even_strided": Geometry((9, 8), (4, 6), 1, (3, 5), bias=False, dim=5),
     "map_single": Geometry((3, 4), 1, extra=2),
-    "volume": Geometry((3, 4, 5), (2, 3, 3), (1, 1, 1), (1, 2, 1), batch=1),
+    "volume": Geometry((3, 4, 5), (2, 3, 3), (1, 1, 1), (1, 2, 1), batch=1, heads=1),
     "volume_mixed": Geometry(
         (4, 3, 6), (2, 2, 3), (2, 1, 2), (1, 2, 2), (False, True, False), extra=2, heads=1
     ),
@@ -518,19 +518,18 @@ def test_is_deterministic_for_any_number_of_threads(impl, name):
             assert torch.equal(value, other[key]), key
 
 
-@pytest.mark.parametrize("size, kernel", [((6, 2), (3, 2)), ((6, 64), (3, 2))], ids=str)
-@pytest.mark.parametrize("impl", FUSED)
-def test_large_offsets(impl, size, kernel):
+@pytest.mark.parametrize("impl, width", [("cpu", 2), ("cpu", 64), ("triton", 2)])
+def test_large_offsets(impl, width):
     """Rows further apart than 32 bits count, in memory that is mapped but hardly touched."""
     row = 2**29 + 64 * 16
-    strided = (1, *size, 1, 16), (0, row, 16, 16, 1)
+    strided = (1, 6, width, 1, 16), (0, row, 16, 16, 1)
     x = torch.empty(6 * row).as_strided(*strided)
-    small = torch.randn(1, *size, 1, 16)
+    small = torch.randn(1, 6, width, 1, 16)
     x.copy_(small)
 
     def slopes(x):
         leaves = [x.detach().requires_grad_() for _ in range(3)]
-        out = neighborhood_attention(*leaves, kernel, impl=impl)
+        out = neighborhood_attention(*leaves, (3, 2), impl=impl)
         return out, *torch.autograd.grad(out.square().sum(), leaves)
 
     for far, near in zip(slopes(x), slopes(small), strict=True):
