@@ -20,7 +20,8 @@ from .._blocks import (
     softmax_gradient,
 )
 from .._jit import inline, jit
-from .._simd import LANES, get, keep, put, store
+from .._memory import empty
+from .._simd import LANES, get, keep, prefetch, put, store
 from .._threads import parallel_for
 
 ONE = np.float32(1)
@@ -34,7 +35,7 @@ def forward(q, k, v, bias, window, shift, scale):
     """Output (B, H, W, heads, dim) and log-sum-exp of the logits (B, heads, H, W)."""
     q, k, v, bias = _with_contiguous_rows(q, k, v, bias)
     batch, height, width, heads, _ = q.shape
-    out = torch.empty(v.shape, dtype=v.dtype)
+    out = empty(*v.shape, dtype=v.dtype)
     lse = torch.empty(batch, heads, height, width)
     parallel_for(
         _forward_windows,
@@ -55,7 +56,7 @@ def backward(grad, q, k, v, bias, out, lse, window, shift, scale):
     """Gradients of q, k, v and bias, the last one empty where there is no bias."""
     grad, q, k, v, bias = _with_contiguous_rows(grad, q, k, v, bias)
     batch, _, _, heads, _ = q.shape
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    dq, dk, dv = (empty(*x.shape, dtype=x.dtype) for x in (q, k, v))
     area = window[0] * window[1]
     windows = batch * _windows(q, window)
     groups = min(windows, GROUPS) if bias is not None else windows
@@ -162,6 +163,20 @@ def _gather(layout, batch, head, origins, geometry, target, target_row):
 
 
 @jit
+def _prefetch(layout, batch, head, origins, geometry):
+    """Begins to bring in the tokens of a window that is next, which hardware does not foresee."""
+    dtype, address, by_batch, by_row, by_column, by_head = layout
+    _, _, _, _, dim, rows, columns, _, _ = geometry
+    address += batch * by_batch + head * by_head
+    size = dim * (4 if dtype == 0 else 2)
+    for i in range(rows):
+        for j in range(columns):
+            token = address + origins[i] * by_row + origins[rows + j] * by_column
+            for line in range(0, size, 64):
+                prefetch(token + line)
+
+
+@jit
 def _scatter(layout, batch, head, origins, geometry, source, source_row):
     """Copies floats (tokens, dim) to the tokens of a window; padding is dropped."""
     dtype, address, by_batch, by_row, by_column, by_head = layout
@@ -228,7 +243,7 @@ def _forward_windows(begin, end, geometry, scale, q, k, v, bias, out, lse):
     tokens = rows * columns
     wide, deep = padded(tokens), padded(dim)
     scratch = np.empty(3 * tokens * deep + deep * wide + (tokens + 5) * wide, np.float32)
-    origins = np.empty(rows + columns, np.int64)
+    origins, later = np.empty(rows + columns, np.int64), np.empty(rows + columns, np.int64)
     at_q = scratch.ctypes.data
     at_k = at_q + 4 * tokens * deep
     at_v = at_k + 4 * tokens * deep
@@ -244,10 +259,13 @@ def _forward_windows(begin, end, geometry, scale, q, k, v, bias, out, lse):
             if mixed:
                 _penalties(origins, geometry, penalties, s_row)
             planned = window
+        next_window, next_head = divmod(min(task + 1, end - 1), heads)
+        next_batch, _ = _plan(next_window, geometry, later)
         _gather(q, batch, head, origins, geometry, at_q, row)
         _gather(k, batch, head, origins, geometry, at_k, row)
-        _gather(v, batch, head, origins, geometry, at_v, row)
+        _prefetch(q, next_batch, next_head, later, geometry)
         copy_in_transposed(0, at_k, row, tokens, dim, at_kt, s_row)
+        _prefetch(k, next_batch, next_head, later, geometry)
         _logits(at_q, at_kt, scale, bias, head, origins, geometry, mixed, penalties, at_s, s_row)
         for i in range(rows):
             for j in range(columns):
@@ -258,6 +276,8 @@ def _forward_windows(begin, end, geometry, scale, q, k, v, bias, out, lse):
                 if y >= 0 and x >= 0:
                     at = ((batch * heads + head) * height + y) * width + x
                     put(lse + 4 * at, largest + np.log(total))
+        _gather(v, batch, head, origins, geometry, at_v, row)
+        _prefetch(v, next_batch, next_head, later, geometry)
         multiply(tokens, deep // LANES, tokens, at_s, s_row, 4, at_v, row, at_q, row, ONE, False)
         _scatter(out, batch, head, origins, geometry, at_q, row)
     keep(scratch)
@@ -271,7 +291,7 @@ def _backward_windows(
     tokens = rows * columns
     wide, deep = padded(tokens), padded(dim)
     scratch = np.empty(6 * tokens * deep + deep * wide + (2 * tokens + 5) * wide, np.float32)
-    origins = np.empty(rows + columns, np.int64)
+    origins, later = np.empty(rows + columns, np.int64), np.empty(rows + columns, np.int64)
     size = 4 * tokens * deep
     at_q = scratch.ctypes.data
     at_k, at_v, at_grad, at_x = at_q + size, at_q + 2 * size, at_q + 3 * size, at_q + 4 * size
@@ -284,8 +304,10 @@ def _backward_windows(
     for task in range(begin, end):
         group, head = divmod(task, heads)
         total = sums + task * tokens * s_row
-        for window in range(group * windows // groups, (group + 1) * windows // groups):
+        last = (group + 1) * windows // groups - 1
+        for window in range(group * windows // groups, last + 1):
             batch, mixed = _plan(window, geometry, origins)
+            next_batch, _ = _plan(min(window + 1, last), geometry, later)
             if mixed:
                 _penalties(origins, geometry, penalties, s_row)
             _gather(q, batch, head, origins, geometry, at_q, row)
@@ -294,7 +316,9 @@ def _backward_windows(
             _gather(grad, batch, head, origins, geometry, at_grad, row)
 
             copy_in_transposed(0, at_k, row, tokens, dim, at_t, s_row)
+            _prefetch(q, next_batch, head, later, geometry)
             _logits(at_q, at_t, scale, bias, head, origins, geometry, mixed, penalties, at_p, s_row)
+            _prefetch(k, next_batch, head, later, geometry)
             copy_in_transposed(0, at_v, row, tokens, dim, at_t, s_row)
             multiply(
                 tokens, wide // LANES, dim, at_grad, row, 4, at_t, s_row, at_s, s_row, ONE, False
@@ -313,7 +337,9 @@ def _backward_windows(
             if bias[1] != 0:
                 add(at_s, s_row, tokens, wide, total, s_row)
 
+            _prefetch(v, next_batch, head, later, geometry)
             multiply(tokens, vectors, tokens, at_p, 4, s_row, at_grad, row, at_x, row, ONE, False)
+            _prefetch(grad, next_batch, head, later, geometry)
             _scatter(dv, batch, head, origins, geometry, at_x, row)
             multiply(tokens, vectors, tokens, at_s, s_row, 4, at_k, row, at_x, row, scale, False)
             _scatter(dq, batch, head, origins, geometry, at_x, row)
