@@ -181,7 +181,7 @@ def _product(
 ):  # fmt: skip
     """Rows [BR, BD] of one matrix times those [BC, BD] of another, a few dimensions at a time."""
     b_s = tl.zeros([BR, BC], tl.float32)
-    for k in tl.static_range(0, BD, BK):
+    for k in range(0, BD, BK):
         b_a = load_rows(p_a + k, i_r, a_t, R, BR, D - k, BK)
         b_b = load_rows(p_b + k, i_c, b_t, C, BC, D - k, BK)
         b_s += dot(b_a.to(DTYPE), tl.trans(b_b).to(DTYPE), PRECISION)
