@@ -105,6 +105,8 @@ def _implementation(impl: str) -> Any:
 
 
 def _forward(x, conv, weight, bias, norm_groups, eps, save, impl):
+    if x.numel() == 0:
+        return _fake_forward(x, conv, weight, bias, norm_groups, eps, save, impl)
     return _implementation(impl).forward(x, conv, weight, bias, norm_groups, eps, save)
 
 
@@ -115,6 +117,8 @@ def _fake_forward(x, conv, weight, bias, norm_groups, eps, save, impl):
 
 
 def _backward(grad, x, conv, weight, bias, strips, norm_groups, eps, impl):
+    if x.numel() == 0:
+        return torch.empty_like(x), *map(torch.zeros_like, (conv, weight, bias))
     return _implementation(impl).backward(grad, x, conv, weight, bias, strips, norm_groups, eps)
 
 

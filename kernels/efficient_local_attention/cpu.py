@@ -69,8 +69,6 @@ def forward(x, conv, weight, bias, norm_groups, eps, save):
     batch, channels, height, width = x.shape
     out = torch.empty_like(x)
     strips = torch.empty((batch, height + width, channels) if save else 0)
-    if x.numel() == 0:
-        return out, strips
     source = _workable(x)
     target = _alike(out, source)
     plan = _plan(source, conv, norm_groups)
@@ -98,8 +96,6 @@ def backward(grad, x, conv, weight, bias, strips, norm_groups, eps):
     """Gradients of x, the convolution's weight, and the normalisation's weight and bias."""
     batch, channels, height, width = x.shape
     dx = torch.empty_like(x)
-    if x.numel() == 0:
-        return dx, *map(torch.zeros_like, (conv, weight, bias))
     source = _workable(x)
     grad = _alike(grad.to(x.dtype), source, copy=True)
     target = _alike(dx, source)

@@ -9,11 +9,15 @@ import triton.language as tl
 
 from .._triton import launch
 
-ELEMENTS = 2048
+ELEMENTS = 1024
 """Elements of a tile of the map."""
+SECTOR = 8
+"""Channels to have at least in a tile where they are contiguous: 32 bytes of float32."""
 CHANNELS = 32
-"""Channels of a tile where they are contiguous."""
-POSITIONS = 64
+"""Most channels of such a tile."""
+COLUMNS = 128
+"""Most columns of a tile of the map."""
+POSITIONS = 32
 """Most positions of a tile of strips."""
 SPLITS = 8
 """Sums of the convolution's gradient to keep apart, for equal results whatever the GPU."""
@@ -111,13 +115,14 @@ def backward(grad, x, conv, weight, bias, strips, norm_groups, eps):
 def _map_tile(x):
     """Channels, rows and columns of a tile of the map."""
     _, channels, height, width = x.shape
-    columns = triton.next_power_of_2(max(width, 1))
-    rows = triton.next_power_of_2(max(height, 1))
+    most, rows, columns = map(triton.next_power_of_2, (channels, height, width))
+    columns = min(columns, COLUMNS)
     if x.stride(1) == 1 and x.stride(3) != 1:
-        block = min(CHANNELS, triton.next_power_of_2(max(channels, 1)))
-        return {"BC": block, "BH": max(min(rows, ELEMENTS // (block * columns)), 1), "BW": columns}
-    rows = max(min(rows, ELEMENTS // columns), 1)
-    block = min(max(ELEMENTS // (rows * columns), 1), triton.next_power_of_2(max(channels, 1)))
+        block = min(max(ELEMENTS // columns, SECTOR), CHANNELS, most)
+        rows = min(max(ELEMENTS // (block * columns), 1), rows)
+    else:
+        rows = min(max(ELEMENTS // columns, 1), rows)
+        block = min(max(ELEMENTS // (rows * columns), 1), most)
     return {"BC": block, "BH": rows, "BW": columns}
 
 
@@ -138,13 +143,20 @@ def _sum(x, grad, gates):
     batch, channels, height, width = x.shape
     out = x.new_empty((batch, height + width, channels), dtype=torch.float32)
     tile = _map_tile(x)
+    tiles = triton.cdiv(width, tile["BW"])
+    # Rows are summed of each tile of columns, then of all.
+    rows = out[:, None, :height]
+    if tiles > 1:
+        rows = out.new_empty(batch, tiles, height, channels)
     launch(
         efficient_local_attention_fwd_kernel_sums,
-        (triton.cdiv(channels, tile["BC"]), batch),
+        (triton.cdiv(channels, tile["BC"]), tiles, batch),
         **_map("x", x),
         **_map("g", x if grad is None else grad),
         p_y=out if gates is None else gates,
-        p_out=out,
+        p_rows=rows,
+        s_rows_b=rows.stride(0),
+        p_columns=out,
         channels=channels,
         height=height,
         width=width,
@@ -152,6 +164,8 @@ def _sum(x, grad, gates):
         maxnreg=MOST_REGISTERS,
         **tile,
     )
+    if tiles > 1:
+        out[:, :height] = rows.sum(1)
     return out
 
 
@@ -189,7 +203,11 @@ def _multiply(x, gates, dstrips, out):
     tile = _map_tile(out)
     launch(
         efficient_local_attention_fwd_kernel_multiply,
-        (triton.cdiv(channels, tile["BC"]), triton.cdiv(height, tile["BH"]), batch),
+        (
+            triton.cdiv(channels, tile["BC"]),
+            triton.cdiv(height, tile["BH"]) * triton.cdiv(width, tile["BW"]),
+            batch,
+        ),
         **_map("x", x),
         p_y=gates,
         p_dz=gates if dstrips is None else dstrips,
@@ -205,23 +223,27 @@ def _multiply(x, gates, dstrips, out):
 
 @triton.jit
 def efficient_local_attention_fwd_kernel_sums(
-    p_x, s_x_b, s_x_c, s_x_h, s_x_w, p_g, s_g_b, s_g_c, s_g_h, s_g_w, p_y, p_out,
-    channels, height, width,
+    p_x, s_x_b, s_x_c, s_x_h, s_x_w, p_g, s_g_b, s_g_c, s_g_h, s_g_w, p_y,
+    p_rows, s_rows_b, p_columns, channels, height, width,
     GRADIENT: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
-    i_b = tl.program_id(1).to(tl.int64)
+    i_t, i_b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_c = tl.program_id(0) * BC + tl.arange(0, BC)
-    i_w = tl.arange(0, BW)
+    i_w = i_t * BW + tl.arange(0, BW)
     m_c, m_w = i_c < channels, i_w < width
-    p_rows = i_b * (height + width) * channels + i_c[:, None]
-    p_columns = p_rows + (height + i_w[None, :]) * channels
+    p_y += i_b * (height + width) * channels
+    p_columns += i_b * (height + width) * channels
+    p_rows += i_b * s_rows_b + i_t.to(tl.int64) * height * channels
+    o_columns = (height + i_w[None, :]) * channels + i_c[:, None]
     m_columns = m_c[:, None] & m_w[None, :]
     b_columns = tl.zeros([BC, BW], tl.float32)
     b_gw = tl.zeros([BC, BW], tl.float32)
     if GRADIENT:
-        b_gw = tl.load(p_y + p_columns, mask=m_columns, other=0.0)  # [BC, BW]
-    o_x = i_b * s_x_b + i_c[:, None, None].to(tl.int64) * s_x_c + i_w[None, None, :] * s_x_w
-    o_g = i_b * s_g_b + i_c[:, None, None].to(tl.int64) * s_g_c + i_w[None, None, :] * s_g_w
+        b_gw = tl.load(p_y + o_columns, mask=m_columns, other=0.0)  # [BC, BW]
+    o_c = i_c[:, None, None].to(tl.int64)
+    o_w = i_w[None, None, :].to(tl.int64)
+    o_x = i_b * s_x_b + o_c * s_x_c + o_w * s_x_w
+    o_g = i_b * s_g_b + o_c * s_g_c + o_w * s_g_w
     for h in range(0, height, BH):
         i_h = h + tl.arange(0, BH)
         m_h = i_h < height
@@ -229,7 +251,7 @@ def efficient_local_attention_fwd_kernel_sums(
         o_h = i_h[None, :, None].to(tl.int64)
         b_x = tl.load(p_x + o_x + o_h * s_x_h, mask=mask, other=0.0).to(tl.float32)  # [BC, BH, BW]
         m_rows = m_c[:, None] & m_h[None, :]
-        o_rows = p_rows + i_h[None, :] * channels
+        o_rows = i_h[None, :] * channels + i_c[:, None]
         if GRADIENT:
             b_g = tl.load(p_g + o_g + o_h * s_g_h, mask=mask, other=0.0).to(tl.float32)
             b_x *= b_g
@@ -239,10 +261,10 @@ def efficient_local_attention_fwd_kernel_sums(
         else:
             b_columns += tl.sum(b_x, 1)
             b_rows = tl.sum(b_x, 2) / width
-        tl.store(p_out + o_rows, b_rows, mask=m_rows)
+        tl.store(p_rows + o_rows, b_rows, mask=m_rows)
     if not GRADIENT:
         b_columns /= height
-    tl.store(p_out + p_columns, b_columns, mask=m_columns)
+    tl.store(p_columns + o_columns, b_columns, mask=m_columns)
 
 
 @triton.jit
@@ -254,7 +276,8 @@ def efficient_local_attention_fwd_kernel_gates(
 ):  # fmt: skip
     i_g, i_s, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     length = tl.where(i_s == 0, height, width)
-    start = i_b * (height + width) * channels + i_s * height * channels
+    start = (i_b * (height + width) + i_s * height) * channels
+    p_z, p_u, p_y = p_z + start, p_u + start, p_y + start
     i_set = i_s % SETS
     b_total = tl.zeros([BC, BL], tl.float32)
     for c in range(0, norm_width, BC):
@@ -271,12 +294,12 @@ def efficient_local_attention_fwd_kernel_gates(
                     i_t = i_l + t - TAPS // 2
                     o_conv = ((i_set * channels + i_c) * GROUP + i) * TAPS + t
                     b_conv = tl.load(p_conv + o_conv, mask=m_c, other=0.0)  # [BC]
-                    o_z = start + i_t[None, :] * channels + (first + i)[:, None]
+                    o_z = i_t[None, :] * channels + (first + i)[:, None]
                     m_z = m_c[:, None] & ((i_t >= 0) & (i_t < length))[None, :]
                     b_z = tl.load(p_z + o_z, mask=m_z, other=0.0)  # [BC, BL]
                     b_u += b_conv[:, None] * b_z
             b_total += tl.where(mask, b_u, 0.0)
-            tl.store(p_u + start + i_l[None, :] * channels + i_c[:, None], b_u, mask=mask)
+            tl.store(p_u + i_l[None, :] * channels + i_c[:, None], b_u, mask=mask)
     number = norm_width * length
     mean = tl.sum(tl.sum(b_total, 1), 0) / number
     # What other threads of this program wrote is read from here on.
@@ -288,9 +311,7 @@ def efficient_local_attention_fwd_kernel_gates(
         for begin in range(0, length, BL):
             i_l = begin + tl.arange(0, BL)
             mask = (i_n < norm_width)[:, None] & (i_l < length)[None, :]
-            b_u = tl.load(
-                p_u + start + i_l[None, :] * channels + i_c[:, None], mask=mask, other=mean
-            )
+            b_u = tl.load(p_u + i_l[None, :] * channels + i_c[:, None], mask=mask, other=mean)
             b_total += (b_u - mean) * (b_u - mean)
     deviation = 1 / tl.sqrt(tl.sum(tl.sum(b_total, 1), 0) / number + eps)
     if SAVE:
@@ -306,7 +327,7 @@ def efficient_local_attention_fwd_kernel_gates(
         for begin in range(0, length, BL):
             i_l = begin + tl.arange(0, BL)
             mask = m_c[:, None] & (i_l < length)[None, :]
-            o_u = start + i_l[None, :] * channels + i_c[:, None]
+            o_u = i_l[None, :] * channels + i_c[:, None]
             b_u = (tl.load(p_u + o_u, mask=mask, other=0.0) - mean) * deviation
             b_y = tl.sigmoid(b_u * b_weight[:, None] + b_bias[:, None])
             tl.store(p_y + o_u, b_y, mask=mask)
@@ -320,17 +341,20 @@ def efficient_local_attention_fwd_kernel_multiply(
 ):  # fmt: skip
     i_b = tl.program_id(2).to(tl.int64)
     i_c = tl.program_id(0) * BC + tl.arange(0, BC)
-    i_h = tl.program_id(1) * BH + tl.arange(0, BH)
-    i_w = tl.arange(0, BW)
+    tiles = tl.cdiv(width, BW)
+    i_h = tl.program_id(1) // tiles * BH + tl.arange(0, BH)
+    i_w = tl.program_id(1) % tiles * BW + tl.arange(0, BW)
     m_c, m_h, m_w = i_c < channels, i_h < height, i_w < width
-    start = i_b * (height + width) * channels + i_c[:, None]
-    o_rows, o_columns = start + i_h[None, :] * channels, start + (height + i_w)[None, :] * channels
+    p_y += i_b * (height + width) * channels
+    p_dz += i_b * (height + width) * channels
+    o_rows = i_h[None, :] * channels + i_c[:, None]
+    o_columns = (height + i_w[None, :]) * channels + i_c[:, None]
     m_rows, m_columns = m_c[:, None] & m_h[None, :], m_c[:, None] & m_w[None, :]
     b_gh = tl.load(p_y + o_rows, mask=m_rows, other=0.0)  # [BC, BH]
     b_gw = tl.load(p_y + o_columns, mask=m_columns, other=0.0)  # [BC, BW]
     o_c = i_c[:, None, None].to(tl.int64)
     o_h = i_h[None, :, None].to(tl.int64)
-    o_w = i_w[None, None, :]
+    o_w = i_w[None, None, :].to(tl.int64)
     mask = m_columns[:, None, :] & m_h[None, :, None]
     o_x = i_b * s_x_b + o_c * s_x_c + o_h * s_x_h + o_w * s_x_w
     b_x = tl.load(p_x + o_x, mask=mask, other=0.0).to(tl.float32)  # [BC, BH, BW]
@@ -351,7 +375,8 @@ def efficient_local_attention_bwd_kernel_norm(
 ):  # fmt: skip
     i_g, i_s, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     length = tl.where(i_s == 0, height, width)
-    start = i_b * (height + width) * channels + i_s * height * channels
+    start = (i_b * (height + width) + i_s * height) * channels
+    p_u, p_y, p_dy = p_u + start, p_y + start, p_dy + start
     o_statistics = ((i_b * 2 + i_s) * tl.num_programs(0) + i_g) * 2
     mean = tl.load(p_statistics + o_statistics)
     deviation = tl.load(p_statistics + o_statistics + 1)
@@ -366,7 +391,7 @@ def efficient_local_attention_bwd_kernel_norm(
         for begin in range(0, length, BL):
             i_l = begin + tl.arange(0, BL)
             mask = m_c[:, None] & (i_l < length)[None, :]
-            o_u = start + i_l[None, :] * channels + i_c[:, None]
+            o_u = i_l[None, :] * channels + i_c[:, None]
             b_y = tl.load(p_y + o_u, mask=mask, other=0.0)
             b_ds = tl.load(p_dy + o_u, mask=mask, other=0.0) * b_y * (1 - b_y)  # [BC, BL]
             b_u = (tl.load(p_u + o_u, mask=mask, other=0.0) - mean) * deviation
@@ -388,7 +413,7 @@ def efficient_local_attention_bwd_kernel_norm(
         for begin in range(0, length, BL):
             i_l = begin + tl.arange(0, BL)
             mask = m_c[:, None] & (i_l < length)[None, :]
-            o_u = start + i_l[None, :] * channels + i_c[:, None]
+            o_u = i_l[None, :] * channels + i_c[:, None]
             b_y = tl.load(p_y + o_u, mask=mask, other=0.0)
             b_ds = tl.load(p_dy + o_u, mask=mask, other=0.0) * b_y * (1 - b_y)
             b_u = (tl.load(p_u + o_u, mask=mask, other=0.0) - mean) * deviation
@@ -414,16 +439,17 @@ def efficient_local_attention_bwd_kernel_conv(
         for s in range(i_set, 2, SETS):
             length = tl.where(s == 0, height, width)
             start = size * b + s * height * channels
+            p_strip, p_dstrip = p_z + start, p_du + start
             for begin in range(0, length, BL):
                 i_l = begin + tl.arange(0, BL)
                 mask = m_c[:, None] & (i_l < length)[None, :]
-                o_du = start + i_l[None, :] * channels + i_c[:, None]
-                b_du = tl.load(p_du + o_du, mask=mask, other=0.0)  # [BC, BL]
+                o_du = i_l[None, :] * channels + i_c[:, None]
+                b_du = tl.load(p_dstrip + o_du, mask=mask, other=0.0)  # [BC, BL]
                 for t in tl.static_range(TAPS):
                     i_t = i_l + t - TAPS // 2
-                    o_z = start + i_t[None, :] * channels + i_z[:, None]
+                    o_z = i_t[None, :] * channels + i_z[:, None]
                     m_z = m_c[:, None] & ((i_t >= 0) & (i_t < length))[None, :]
-                    b_z = tl.load(p_z + o_z, mask=m_z, other=0.0)
+                    b_z = tl.load(p_strip + o_z, mask=m_z, other=0.0)
                     b_dconv += (
                         tl.where(i_k == t, 1.0, 0.0)[None, :] * tl.sum(b_du * b_z, 1)[:, None]
                     )
@@ -440,7 +466,8 @@ def efficient_local_attention_bwd_kernel_strips(
 ):  # fmt: skip
     i_s, i_b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     length, across = tl.where(i_s == 0, height, width), tl.where(i_s == 0, width, height)
-    start = i_b * (height + width) * channels + i_s * height * channels
+    start = (i_b * (height + width) + i_s * height) * channels
+    p_du, p_dz = p_du + start, p_dz + start
     i_c = tl.program_id(0) * BC + tl.arange(0, BC)
     m_c = i_c < channels
     first = i_c // GROUP * GROUP
@@ -453,9 +480,9 @@ def efficient_local_attention_bwd_kernel_strips(
                 i_o = first + o
                 o_conv = ((i_s % SETS * channels + i_o) * GROUP + i_c % GROUP) * TAPS + t
                 b_conv = tl.load(p_conv + o_conv, mask=m_c, other=0.0)  # [BC]
-                o_du = start + i_t[None, :] * channels + i_o[:, None]
+                o_du = i_t[None, :] * channels + i_o[:, None]
                 m_du = m_c[:, None] & ((i_t >= 0) & (i_t < length))[None, :]
                 b_dz += b_conv[:, None] * tl.load(p_du + o_du, mask=m_du, other=0.0)
         mask = m_c[:, None] & (i_l < length)[None, :]
-        o_dz = start + i_l[None, :] * channels + i_c[:, None]
+        o_dz = i_l[None, :] * channels + i_c[:, None]
         tl.store(p_dz + o_dz, b_dz / across, mask=mask)
