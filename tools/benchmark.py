@@ -1,6 +1,7 @@
 """Measures speed, memory and multiply-adds of models, side by side; or speed of the kernels.
 
 python tools/benchmark.py biformer_tiny --against timm/resnet50 timm/swin_tiny_patch4_window7_224
+python tools/benchmark.py biformer_tiny --against biformer_tiny@reference
 python tools/benchmark.py biformer_small --bench inference --device cuda --amp bf16 --compile
 python tools/benchmark.py kernels window_attention --case swin_tiny --forward
 """
@@ -49,7 +50,12 @@ def models_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="timm's names, timm/NAME too")
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="timm's names, timm/NAME too, and NAME@IMPL for one implementation of visattn's ops",
+    )
     parser.add_argument(
         "--against",
         nargs="+",

@@ -5,7 +5,8 @@
 ``Model``, its name with timm, and ``Weights``, a path, address or remark on where they are to be
 had; each result has ``Source``, ``paper`` or ``measured``. They are the only source of the tables
 between ``<!-- results:NAME -->`` and ``<!-- /results -->`` in Markdown files, NAME being a
-collection's.
+collection's. Likewise those between ``<!-- kernels:FILE -->`` or ``<!-- models:FILE -->`` and
+``<!-- /results -->`` are of rows that ``tools/benchmark.py`` wrote, FILE being their CSV file.
 """
 
 import argparse
@@ -20,13 +21,17 @@ import torch
 import yaml
 
 from .. import backbones  # noqa: F401  registers the models
+from .benchmark.summary import TABLES
 from .errors import UserError
 from .files import replacing
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("paper", "measured")
 
-_BLOCK = re.compile(r"(<!-- results:(?P<name>[^>]+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
+_BLOCK = re.compile(
+    rf"(<!-- (?P<kind>results|{'|'.join(TABLES)}):(?P<name>[^>]+?) -->\n).*?(<!-- /results -->)",
+    re.DOTALL,
+)
 
 
 class Result(NamedTuple):
@@ -152,22 +157,24 @@ def table(results: Sequence[Result]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
-def render(text: str, results: Sequence[Result]) -> str:
+def render(text: str, results: Sequence[Result], root: Path = ROOT) -> str:
     """Puts the tables of results between the markers of a text.
 
     Raises:
-        UserError: If a marker names no collection, or there is no marker.
+        UserError: If a marker names no collection or benchmark, or there is no marker.
     """
     names = list(dict.fromkeys(result.collection for result in results))
 
     def fill(match: re.Match[str]) -> str:
+        if match["kind"] in TABLES:
+            return f"{match[1]}{TABLES[match['kind']](root / match['name'])}{match[4]}"
         chosen = [result for result in results if result.collection == match["name"]]
         if not chosen:
             raise UserError(
                 f"<!-- results:{match['name']} --> names no collection; there are: "
                 f"{', '.join(names)}"
             )
-        return f"{match[1]}{table(chosen)}{match[3]}"
+        return f"{match[1]}{table(chosen)}{match[4]}"
 
     filled, count = _BLOCK.subn(fill, text)
     if not count:
@@ -198,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not path.is_file():
             raise UserError(f"there is no file {path}")
         text = path.read_text()
-        filled = render(text, results)
+        filled = render(text, results, args.root)
         if args.check and filled != text:
             raise UserError(
                 f"{path} is out of date: run python -m visattn.zoo.results --write {path}"

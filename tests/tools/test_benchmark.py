@@ -209,6 +209,7 @@ def test_an_impossible_size_is_one_error(capsys, tmp_path):
         (["biformer_tini"], "did you mean biformer_tiny"),
         (["timm/test_vti"], "test_vit"),
         (["test_vit", "timm/test_vit"], "more than once"),
+        (["biformer_tiny@cuda"], "after @ comes one of auto, reference"),
     ],
 )
 def test_wrong_names_are_told_before_anything_is_timed(names, message):

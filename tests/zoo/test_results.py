@@ -116,6 +116,46 @@ def test_markers_that_cannot_be_filled(repository, text, message):
         results.render(text, results.read_results(repository()))
 
 
+def test_tables_of_benchmarks(repository):
+    root = repository()
+    (root / "kernels.csv").write_text(
+        "op,case,pass,contestant,p50_ms\n"
+        "pool,small,forward,cpu,2.0\npool,small,forward,floor,1.0\npool,small,forward,eager,5.0\n"
+        "pool,large,forward,cpu,20.0\npool,large,forward,floor,8.0\npool,large,forward,flex,\n"
+        "pool,large,both,cpu,60\npool,large,both,eager,150\n"
+    )
+    (root / "models.csv").write_text(
+        "model,infer_samples_per_sec,train_samples_per_sec,infer_p20_ms,infer_p50_ms,infer_p80_ms,"
+        "infer_peak_mib,train_peak_mib\nours,30,8,1,2,3,10.4,20\ntheirs,20,10,4,5,6,30,40\n"
+    )
+    text = (
+        "<!-- kernels:kernels.csv -->\n<!-- /results -->\n"
+        "<!-- models:models.csv -->\n<!-- /results -->\n"
+    )
+    filled = results.render(text, [], root)
+    assert "| `pool`, 2 shapes | **ours** | 2 – 20 ms | 60 ms |" in filled
+    assert "|  | floor | 0.4 – 0.5 x | – |" in filled
+    assert "|  | eager | 2.5 x | 2.5 x |" in filled
+    assert "flex" not in filled
+    assert "| `ours` | 30.0 (1.50 x) | 8.0 (0.80 x) | 1 / 2 / 3 | 10 | 20 |" in filled
+    assert results.render(filled, [], root) == filled
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"),
+        ("a,b\n1,2\n", "is no result of tools/benchmark.py"),
+        ("op,case,pass,contestant,p50_ms\npool,small,forward,eager,2\n", "measured without 'cpu'"),
+    ],
+)
+def test_benchmarks_that_cannot_be_shown(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "rows.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        results.render("<!-- kernels:rows.csv -->\n<!-- /results -->\n", [], tmp_path)
+
+
 def test_broken_yaml_names_the_file(tmp_path):
     path = tmp_path / "metafile.yml"
     path.write_text("a: [")

@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..models import Size, model_name
 from .counters import peak_memory
 from .environment import describe_device, describe_software
-from .subject import NotFiniteError, Settings, Subject, describe_error
+from .subject import NotFiniteError, Settings, Subject, describe_error, split_name
 from .timing import percentiles, time_side_by_side
 
 Row = dict[str, Any]
@@ -79,7 +79,8 @@ def benchmark_models(
     is never changed.
 
     Args:
-        names: Models, with or without the prefix ``timm/``.
+        names: Models, with or without the prefix ``timm/``; ``NAME@IMPL`` for an implementation of
+            visattn's ops.
         settings: How to run them.
         benches: ``"infer"``, ``"train"`` or both.
         warmup: Untimed steps.
@@ -94,8 +95,8 @@ def benchmark_models(
     Raises:
         UserError: If a model is unknown or given twice.
     """
-    bare = [model_name(name) for name in names]
-    twice = {name for name in bare if bare.count(name) > 1}
+    bare = [(model_name(model), impl) for model, impl in map(split_name, names)]
+    twice = {name for name, key in zip(names, bare, strict=True) if bare.count(key) > 1}
     if twice:
         raise UserError(f"{', '.join(sorted(twice))} is given more than once")
     where = environment(settings)
@@ -144,7 +145,7 @@ def benchmark_models(
 
 
 def _origin(name: str) -> str:
-    return timm.model_entrypoint(model_name(name)).__module__.partition(".")[0]
+    return timm.model_entrypoint(model_name(split_name(name)[0])).__module__.partition(".")[0]
 
 
 def _measured(

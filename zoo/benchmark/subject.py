@@ -1,13 +1,15 @@
 """A model set up for inference and training steps on synthetic images."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ...kernels import use_impl
+from ...kernels.dispatch import IMPLEMENTATIONS
 from ..errors import UserError
 from ..models import Size, build_model, input_size, wrong_size
 from .counters import count_macs, count_parameters
@@ -42,11 +44,24 @@ class Settings:
     model_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
+def split_name(name: str) -> tuple[str, str | None]:
+    """The model of a name such as ``"biformer_tiny@reference"``, and the implementation of ops.
+
+    Raises:
+        UserError: If there is no such implementation.
+    """
+    model, at, impl = name.partition("@")
+    if at and impl not in IMPLEMENTATIONS:
+        raise UserError(f"{name}: after @ comes one of {', '.join(IMPLEMENTATIONS)}")
+    return model, impl or None
+
+
 class Subject:
     """A model on a device, with one batch of standard-normal images and random labels.
 
     Attributes:
-        name: Name as given, such as ``"timm/resnet50"``.
+        name: Name as given, such as ``"timm/resnet50"``, or ``"biformer_tiny@reference"`` for an
+            implementation of visattn's ops.
         img_size: Height and width of its images.
         params: Number of parameters.
         macs: Multiply-adds of one image.
@@ -58,7 +73,8 @@ class Subject:
     def __init__(self, name: str, settings: Settings):
         self.name = name
         self.settings = settings
-        model = build_model(name, settings.img_size, **settings.model_kwargs)
+        bare, self._impl = split_name(name)
+        model = build_model(bare, settings.img_size, **settings.model_kwargs)
         self.img_size = settings.img_size or input_size(model)
         self.params = count_parameters(model)
 
@@ -81,9 +97,13 @@ class Subject:
             settings.device.type, enabled=settings.amp == "fp16", init_scale=1024.0
         )
 
-    def _autocast(self) -> AbstractContextManager:
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Autocast, and the implementation of ops."""
         dtype = AMP_DTYPES[self.settings.amp]
-        return torch.autocast(self.settings.device.type, dtype, enabled=dtype is not None)
+        impl = use_impl(self._impl) if self._impl else nullcontext()
+        with torch.autocast(self.settings.device.type, dtype, enabled=dtype is not None), impl:
+            yield
 
     def prepare(self, bench: str) -> Callable[[], object]:
         """Sets the model up and checks that what a step computes is finite.
@@ -103,7 +123,7 @@ class Subject:
             return self.infer
         self._raw_model.train()
         if self._optimizer is None:
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self._running():
                 classes = self._raw_model(self._images[:2]).shape[-1]
             self._labels = torch.randint(
                 classes, (self.settings.batch_size,), device=self.settings.device
@@ -130,7 +150,7 @@ class Subject:
     @torch.inference_mode()
     def infer(self) -> torch.Tensor:
         """One forward pass without gradients; returns the logits."""
-        with self._autocast():
+        with self._running():
             return self._model(self._images)
 
     def train(self) -> torch.Tensor:
@@ -142,7 +162,7 @@ class Subject:
         return loss
 
     def _backward(self) -> torch.Tensor:
-        with self._autocast():
+        with self._running():
             loss = F.cross_entropy(self._model(self._images), self._labels)
         self._scaler.scale(loss).backward()
         return loss.detach()

@@ -1,0 +1,91 @@
+"""Benchmarks in short, as Markdown: how many times longer than ours others take."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from .kernels import FLOOR, PASSES, TITLES
+
+OURS = "cpu"
+DASH = "–"
+
+
+def kernels_table(path: Path) -> str:
+    """A table of a CSV file of ``tools/benchmark.py kernels``: a row an op and contestant.
+
+    Entries are the least and the greatest ratio, over all shapes, of the median time to that of our
+    fused code for processors, and that code's own range of milliseconds.
+
+    Raises:
+        UserError: If the file has no such rows.
+    """
+    times: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for row in _read(path, ("op", "case", "pass", "contestant", "p50_ms")):
+        if row["p50_ms"]:
+            kinds = times.setdefault(row["op"], {}).setdefault(row["contestant"], {})
+            kinds.setdefault(row["pass"], {})[row["case"]] = float(row["p50_ms"])
+    lines = [["Op", "Contestant", *(f"{TITLES[kind].capitalize()}" for kind in PASSES)]]
+    lines.append(["---", "---", *["---:"] * len(PASSES)])
+    for op, contestants in times.items():
+        if OURS not in contestants:
+            raise UserError(f"{path}: {op} was measured without {OURS!r}")
+        ours = contestants.pop(OURS)
+        shapes = {case for cases in ours.values() for case in cases}
+        spans = [f"{_span(ours.get(kind, {}).values())} ms" for kind in PASSES]
+        lines.append([f"`{op}`, {len(shapes)} shapes", "**ours**", *spans])
+        for name in sorted(contestants, key=lambda name: name != FLOOR):
+            kinds = contestants[name]
+            ratios = [
+                [t / ours[kind][case] for case, t in kinds.get(kind, {}).items()] for kind in PASSES
+            ]
+            lines.append(["", name, *(f"{_span(r)} x" if r else DASH for r in ratios)])
+    return _markdown(lines)
+
+
+def models_table(path: Path) -> str:
+    """A table of a CSV file of ``tools/benchmark.py``: a row a model, ratios to the last one.
+
+    Raises:
+        UserError: If the file has no such rows.
+    """
+    rows = _read(path, ("model", "infer_samples_per_sec", "train_samples_per_sec"))
+    head = ["Model", "Inference img/s", "Training img/s", "Latency p20 / p50 / p80 ms"]
+    head += ["Inference MiB", "Training MiB"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for row in rows:
+        line = [f"`{row['model']}`"]
+        for bench in ("infer", "train"):
+            key = f"{bench}_samples_per_sec"
+            line.append(f"{float(row[key]):.1f} ({float(row[key]) / float(rows[-1][key]):.2f} x)")
+        line.append(" / ".join(f"{float(row[f'infer_{p}_ms']):.0f}" for p in ("p20", "p50", "p80")))
+        line += [f"{float(row[f'{bench}_peak_mib']):.0f}" for bench in ("infer", "train")]
+        lines.append(line)
+    return _markdown(lines)
+
+
+TABLES = {"kernels": kernels_table, "models": models_table}
+
+
+def _read(path: Path, columns: Sequence[str]) -> list[Mapping[str, str]]:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or any(column not in rows[0] for column in columns):
+        raise UserError(f"{path} is no result of tools/benchmark.py: it needs {', '.join(columns)}")
+    return rows
+
+
+def _span(values) -> str:
+    low, high = (f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in _ends(values))
+    return low if low == high else f"{low} {DASH} {high}"
+
+
+def _ends(values) -> tuple[float, float]:
+    values = list(values)
+    return min(values), max(values)
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
