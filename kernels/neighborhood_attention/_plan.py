@@ -209,29 +209,29 @@ def count_blocks(depth: tuple, height: tuple) -> int:
 
 @lru_cache(256)
 def rings(depth: tuple, height: tuple) -> tuple[int, int]:
-    """Rows of keys, and blocks of rows of queries, to be kept when blocks are worked on in turn.
+    """Rows of keys, and blocks of their gradients, to be kept when blocks are worked on in turn.
 
     ``depth`` and ``height`` are the arguments of ``rows`` for the two axes of rows.
     """
     z, y = rows(*depth), rows(*height)
-    keys = queries = 1
+    keys = sums = 1
     for i, deep in enumerate(lengths(depth[0], depth[2])):
         for j, high in enumerate(lengths(height[0], height[2])):
             parts = blocks(high)
             block_of = [n for n, (b, e) in enumerate(parts) for _ in range(b, e)]
-            read = 0
-            # For each block of keys: the first block of queries that sees it, and the end of those.
+            # For each block of keys, the end of the queries that see it.
             seen = [
-                (
-                    z.query[i, a] * len(parts) + block_of[y.query[j, b]],
-                    (z.query_end[i, a] - 1) * high + y.query_end[j, e - 1],
-                )
+                (z.query_end[i, a] - 1) * high + y.query_end[j, e - 1]
                 for a in range(deep)
-                for b, e in parts
+                for _, e in parts
             ]
-            for n, (a, (b, e)) in enumerate(product(range(deep), parts)):
+            read = reached = complete = 0
+            for a, (b, e) in product(range(deep), parts):
                 read = max(read, (z.end[i, a] - 1) * high + y.end[j, e - 1])
                 keys = max(keys, read - (z.start[i, a] * high + y.start[j, b]))
-                while seen and seen[0][1] <= a * high + e:
-                    queries = max(queries, n + 1 - seen.pop(0)[0])
-    return int(keys), int(queries)
+                last = (z.end[i, a] - 1) * len(parts) + block_of[y.end[j, e - 1] - 1]
+                reached = max(reached, last + 1)
+                sums = max(sums, reached - complete)
+                while complete < len(seen) and seen[complete] <= a * high + e:
+                    complete += 1
+    return int(keys), int(sums)

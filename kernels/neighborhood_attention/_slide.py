@@ -6,9 +6,10 @@ from 16 queries are a vector: no product is wasted on keys outside the windows, 
 needs nothing across lanes. Near a border, where windows stop moving with their queries, some lanes
 have the same key. Rows of queries that are worked on together share what is read of the keys.
 
-Rows of keys and queries are kept in rings as long as other rows need them. In the backward pass the
-probabilities and the gradients of logits go to planes, one for each offset from query to key, zero
-where there is no such pair; from there each key row gathers its gradients.
+Rows of keys are kept in a ring as long as other rows need them. In the backward pass the
+probabilities and the gradients of logits of some rows of queries go to planes, one for each offset
+from query to key, zero where there is no such pair; from there they add to the gradients of key
+rows, which are kept in another ring until they are complete.
 """
 
 from functools import lru_cache
@@ -46,8 +47,8 @@ class Scratch(NamedTuple):
 
     ring: int
     """Rows of keys that are kept."""
-    query_ring: int
-    """Blocks of rows of queries that are kept."""
+    sum_ring: int
+    """Blocks of rows of keys whose gradients are kept."""
     key_pitch: int
     query_pitch: int
     plane_pitch: int
@@ -64,9 +65,14 @@ class Scratch(NamedTuple):
     plane_row: int
     s_row: int
     sum_row: int
+    sum_tile: int
+    """Of a tile of a block of rows of keys."""
+    sum_block: int
     queries: int
     planes: int
-    rings_end: int
+    planes_end: int
+    kept: int
+    """Gradients of keys."""
     s: int
     sums: int
     bias: int
@@ -91,9 +97,7 @@ def scratch(
     )
     slots = int(columns.tiles["slots"].max())
     vectors, offsets = int(bands["vectors"].max()), int(bands["offsets"].max())
-    ring, query_ring = _plan.rings(depth, height)
-    if not backward:
-        query_ring = 1
+    ring, sum_ring = _plan.rings(depth, height)
     key_pitch = _pitch(LEFT + F32 * (keys + slots + LANES))
     query_pitch = _pitch(LEFT + F32 * (queries + LANES))
     high = bands["low"] + bands["offsets"]
@@ -104,13 +108,16 @@ def scratch(
     key_row, query_row, sum_row = deep * key_pitch, deep * query_pitch, deep * VECTOR
     plane_row = kernel_z * kernel_y * offsets * plane_pitch if backward else 0
     s_row = (kernel_z * reach * slots + extra) * VECTOR
+    sum_tile = BLOCK * sum_row
+    sum_block = 2 * int(bands["key_tiles"].max()) * sum_tile
     # Keys have values beside them; in backward, queries have output gradients, planes of
     # probabilities those of logits' gradients, logits and additional keys their gradients.
     both = 2 if backward else 1
     sizes = {
         "keys": ring * 2 * key_row,
-        "queries": query_ring * BLOCK * both * query_row,
-        "planes": query_ring * BLOCK * both * plane_row,
+        "queries": BLOCK * both * query_row,
+        "planes": BLOCK * both * plane_row,
+        "kept": sum_ring * sum_block if backward else 0,
         "s": both * BLOCK * s_row,
         "sums": BLOCK * sum_row + VECTOR,
         "bias": bias_rows * vectors * VECTOR,
@@ -125,7 +132,7 @@ def scratch(
     begins = {name: end - _up(sizes[name], VECTOR) for name, end in ends.items()}
     return Scratch(
         ring,
-        query_ring,
+        sum_ring,
         key_pitch,
         query_pitch,
         plane_pitch,
@@ -139,9 +146,12 @@ def scratch(
         plane_row,
         s_row,
         sum_row,
+        sum_tile,
+        sum_block,
         begins["queries"],
         begins["planes"],
         ends["planes"],
+        begins["kept"],
         *(begins[name] for name in ("s", "sums", "bias", "dbias", "extra", "tokens", "stats")),
         ends["stats"],
     )
@@ -232,37 +242,30 @@ def _weighted(
 
 
 @jit
-def _gathered(
-    call, tile, z, r0, r1, depth, rows, dim, planes, kernel_y, offsets, starts, table, shift, pitch,
-    plane_shift, plane_pitch, sums, sums_row,
+def _add_gathered(
+    call, tile, z, y0, y1, zk, r0, r1, depth, rows, dim, planes, planes_row, kernel_y, offsets,
+    plane_pitch, q, q_row, q_pitch, starts, sums, sums_row,
 ):  # fmt: skip
-    """Sums of the queries that see keys, weighted by planes of offsets: (key row, dim, lane).
+    """Adds the queries that see keys, weighted by planes of offsets: (key row, dim, lane).
 
-    Key rows ``r0 <= r < r1`` of plane ``z`` are seen by query rows from ``rows.query[r]`` to
-    ``rows.query_end[r]`` of planes from ``depth.query[z]`` to ``depth.query_end[z]``.
+    Query rows are ``y0 <= y < y1`` of plane ``z``, and key rows ``r0 <= r < r1`` of plane ``zk``.
     """
-    for n in range(r1 - r0):
-        clear(sums + n * sums_row, dim * LANES)
     by_row = offsets * plane_pitch
-    y, last = rows.query[r0], rows.query_end[r1 - 1]
+    y, last = max(rows.query[r0], y0), min(rows.query_end[r1 - 1], y1)
     while y < last:
         # Query rows from here on that see the same of these key rows.
         low, high = max(rows.start[y], r0), min(rows.end[y], r1)
         end = y + 1
         while end < last and (max(rows.start[end], r0) == low and min(rows.end[end], r1) == high):
             end += 1
-        outer = 0
-        for zq in range(depth.query[z], depth.query_end[z]):
-            for query in range(y, end):
-                line = zq * rows.count + query
-                at = (z - depth.start[zq]) * kernel_y + low - rows.start[query]
-                starts[0, outer] = get_int(planes + 8 * line) + at * by_row
-                starts[1, outer] = get_int(table + 8 * line)
-                outer += 1
+        for query in range(y, end):
+            at = (zk - depth.start[z]) * kernel_y + low - rows.start[query]
+            starts[0, query - y] = planes + (query - y0) * planes_row + at * by_row
+            starts[1, query - y] = q + (query - y0) * q_row
         call_tiles(
-            call, high - low, dim, 0, outer, tile.high - tile.low + 1,
-            starts[0].ctypes.data, plane_shift, by_row, plane_pitch,
-            starts[1].ctypes.data, shift, pitch, -4,
+            call, high - low, dim, 0, end - y, tile.high - tile.low + 1,
+            starts[0].ctypes.data, 0, by_row, plane_pitch,
+            starts[1].ctypes.data, 0, q_pitch, -4,
             0, 0, 0, 0,
             sums + (low - r0) * sums_row, sums_row, VECTOR, 1,
         )  # fmt: skip
@@ -479,7 +482,7 @@ def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra
         if known != (h, variant, at_band):
             # What rows do not fill stays zero as long as they are as long.
             if known[1:] != (variant, at_band):
-                clear(memory, w.rings_end // F32)
+                clear(memory, w.planes_end // F32)
             known = (h, variant, at_band)
             _expand_bias(rpb, h, lanes, band, w, memory + w.bias)
         if g.extra > 0 and known_extra != (b, h):
@@ -575,19 +578,23 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
     factor = np.float32(scale * LOG2E)
     one, scales = broadcast(ONE), broadcast(np.float32(scale))
     at_q, at_s, at_sums = memory + w.queries, memory + w.s, memory + w.sums
+    at_planes, at_kept = memory + w.planes, memory + w.kept
     at_extra, at_tokens, at_stats = memory + w.extra, memory + w.tokens, memory + w.stats
     extra_size = F32 * g.extra * w.deep
     change = BLOCK * w.s_row
     biased = len(rpb) > 0
     by_row = w.vectors * VECTOR if biased else 0
     by_plane = by_row * (2 * g.kernel_y - 1)
-    lines = np.empty((3, depth[0].shape[1] * height[0].shape[1]), np.int64)
-    k_lines, q_lines, plane_lines = lines[0], lines[1], lines[2]
-    for i in range(len(k_lines)):
-        k_lines[i] = memory + i % w.ring * 2 * w.key_row
-    starts = np.empty((2, max(g.kernel_z * w.reach, w.query_ring * BLOCK)), np.int64)
+    lines = np.empty(depth[0].shape[1] * height[0].shape[1], np.int64)
+    for i in range(len(lines)):
+        lines[i] = memory + i % w.ring * 2 * w.key_row
+    q_lines = np.empty(BLOCK, np.int64)
+    for i in range(BLOCK):
+        q_lines[i] = at_q + i * 2 * w.query_row
+    starts = np.empty((2, max(g.kernel_z * w.reach, BLOCK)), np.int64)
     zero = np.zeros(1, np.int64)
     known, known_extra = (-1, -1, -1), (-1, -1)
+    clear(at_kept, w.sum_ring * w.sum_block // F32)
 
     for task in range(begin, end):
         h, at_band, b, gz, gy, gx = _decode(task, g, bands.shape[1])
@@ -598,7 +605,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
         if known != (h, variant, at_band):
             # What rows do not fill stays zero as long as they are as long.
             if known[1:] != (variant, at_band):
-                clear(memory, w.rings_end // F32)
+                clear(memory, w.planes_end // F32)
             known = (h, variant, at_band)
             _expand_bias(rpb, h, lanes, band, w, memory + w.bias)
         if biased:
@@ -615,15 +622,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
         dk_base, dv_base = origin(dk, b, h, gz, gy, gx), origin(dv, b, h, gz, gy, gx)
         total = zs.count * ys.count
         blocks = (ys.count + BLOCK - 1) // BLOCK
-        for i in range(zs.count * blocks):
-            y0 = _share(i % blocks, ys.count, blocks)
-            for y in range(y0, _share(i % blocks + 1, ys.count, blocks)):
-                slot = i % w.query_ring * BLOCK + y - y0
-                q_lines[i // blocks * ys.count + y] = at_q + slot * 2 * w.query_row
-                place = memory + w.planes + slot * 2 * w.plane_row
-                plane_lines[i // blocks * ys.count + y] = place
-
-        read, gathered = 0, 0
+        read, complete = 0, 0
         for block in range(zs.count * blocks):
             z = block // blocks
             y0 = _share(block % blocks, ys.count, blocks)
@@ -631,12 +630,12 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
             line, line_end = z * ys.count + y0, z * ys.count + y1
             _copy_rows(
                 (q, grad), q_bases, g, line, line_end, ys.count, band.query, band.query_end,
-                q_lines.ctypes.data, w.query_row, w.query_pitch,
+                q_lines.ctypes.data - 8 * line, w.query_row, w.query_pitch,
             )  # fmt: skip
             needed = (zs.end[z] - 1) * ys.count + ys.end[y1 - 1]
             _copy_rows(
                 (k, v), kv_bases, g, read, needed, ys.count, band.key, band.key_end,
-                k_lines.ctypes.data, w.key_row, w.key_pitch,
+                lines.ctypes.data, w.key_row, w.key_pitch,
             )  # fmt: skip
             read = max(read, needed)
             z0, z1 = zs.start[z], zs.end[z]
@@ -655,11 +654,11 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                 to_extra = (z1 - z0) * span * slots
                 for n in range(2):
                     # Logits, then the gradients of the probabilities.
-                    at = q_lines[line] + lane + n * w.query_row
+                    at = at_q + lane + n * w.query_row
                     target = at_s + n * change
                     _scores(
                         call, tile, z0, z1, y0, y1, ys, g.dim, at, 2 * w.query_row, w.query_pitch,
-                        zero.ctypes.data, k_lines.ctypes.data, shift + n * w.key_row, w.key_pitch,
+                        zero.ctypes.data, lines.ctypes.data, shift + n * w.key_row, w.key_pitch,
                         target, w.s_row,
                     )  # fmt: skip
                     _extra_scores(
@@ -682,7 +681,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                     )  # fmt: skip
                     _to_planes(
                         tile, band.low, slot, change, z1 - z0, span * slots, seen, slots,
-                        plane_lines[z * ys.count + y] + on_plane, w.plane_row,
+                        at_planes + (y - y0) * 2 * w.plane_row + on_plane, w.plane_row,
                         g.kernel_y * w.offsets * w.plane_pitch, w.offsets * w.plane_pitch,
                         w.plane_pitch,
                     )  # fmt: skip
@@ -692,7 +691,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                     continue
                 _weighted(
                     call, tile, z0, z1, y0, y1, ys, g.dim, at_s + change, w.s_row, starts,
-                    k_lines.ctypes.data, shift, w.key_pitch, at_sums, w.sum_row,
+                    lines.ctypes.data, shift, w.key_pitch, at_sums, w.sum_row,
                 )  # fmt: skip
                 _extra_weighted(
                     call, y1 - y0, g, at_s + change + to_extra, w.s_row, zero, at_extra, at_sums,
@@ -714,23 +713,46 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                             call, g, grad, place, extra, count, zero, at_tokens,
                             at_extra + 3 * extra_size,
                         )  # fmt: skip
-            while gathered < zs.count * blocks:
+            for zk in range(z0, z1):
+                for part in range(blocks):
+                    r0, r1 = _share(part, ys.count, blocks), _share(part + 1, ys.count, blocks)
+                    if r1 <= ys.start[y0] or r0 >= ys.end[y1 - 1]:
+                        continue
+                    kept = at_kept + (zk * blocks + part) % w.sum_ring * w.sum_block
+                    for i in range(band.key_tile, band.key_tile + band.key_tiles):
+                        tile = key_tiles[i]
+                        planes = at_planes + F32 * (band.margin + tile.key - band.first)
+                        planes += (tile.low - band.low) * w.plane_pitch
+                        at = at_q + LEFT + F32 * (tile.key - tile.low - band.query)
+                        # Logits' gradients and queries, probabilities and output gradients.
+                        for n in range(2):
+                            _add_gathered(
+                                call, tile, z, y0, y1, zk, r0, r1, zs, ys, g.dim,
+                                planes + (1 - n) * w.plane_row, 2 * w.plane_row, g.kernel_y,
+                                w.offsets, w.plane_pitch, at + n * w.query_row, 2 * w.query_row,
+                                w.query_pitch, starts, kept, w.sum_row,
+                            )  # fmt: skip
+                            kept += w.sum_tile
+            while complete < zs.count * blocks:
                 # Key rows that no query row to come sees.
-                z = gathered // blocks
-                y0 = _share(gathered % blocks, ys.count, blocks)
-                y1 = _share(gathered % blocks + 1, ys.count, blocks)
+                z = complete // blocks
+                y0 = _share(complete % blocks, ys.count, blocks)
+                y1 = _share(complete % blocks + 1, ys.count, blocks)
                 if (zs.query_end[z] - 1) * ys.count + ys.query_end[y1 - 1] > line_end:
                     break
-                gathered += 1
+                kept = at_kept + complete % w.sum_ring * w.sum_block
+                complete += 1
+                at = kept
                 for i in range(band.key_tile, band.key_tile + band.key_tiles):
-                    _gather_block(
-                        call, g, w, key_tiles[i], band, z, y0, y1, zs, ys, lines, starts, at_sums,
-                        dk, dk_base, w.plane_row, 0, scales,
-                    )  # fmt: skip
-                    _gather_block(
-                        call, g, w, key_tiles[i], band, z, y0, y1, zs, ys, lines, starts, at_sums,
-                        dv, dv_base, 0, w.query_row, one,
-                    )  # fmt: skip
+                    tile = key_tiles[i]
+                    for y in range(y0, y1):
+                        sums = at + (y - y0) * w.sum_row
+                        place = _row_place(dk, dk_base, g, z, y, tile.key)
+                        _emit_row(dk, place, g, tile.count, sums, 0, scales)
+                        place = _row_place(dv, dv_base, g, z, y, tile.key)
+                        _emit_row(dv, place, g, tile.count, sums + w.sum_tile, 0, one)
+                    at += 2 * w.sum_tile
+                clear(kept, w.sum_block // F32)
         if biased:
             _reduce_bias(memory + w.dbias, tiles, band, lanes, w, drpb[task])
         if g.extra > 0:
@@ -744,24 +766,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                     (dextra_v if n else dextra_k) + task * size, F32 * g.dim,
                 )  # fmt: skip
     keep(lines)
-
-
-@jit
-def _gather_block(call, g, w, tile, band, z, y0, y1, zs, ys, lines, starts, sums, tensor, base,
-                  to_plane, to_query, factors):  # fmt: skip
-    """Gradients of a tile of keys or values of some rows."""
-    shift = LEFT + F32 * (tile.key - tile.low - band.query)
-    _gathered(
-        call, tile, z, y0, y1, zs, ys, g.dim, lines[2].ctypes.data, g.kernel_y, w.offsets, starts,
-        lines[1].ctypes.data, shift + to_query, w.query_pitch,
-        F32 * (band.margin + tile.key - band.first)
-        + (tile.low - band.low) * w.plane_pitch
-        + to_plane,
-        w.plane_pitch, sums, w.sum_row,
-    )  # fmt: skip
-    for y in range(y0, y1):
-        place = _row_place(tensor, base, g, z, y, tile.key)
-        _emit_row(tensor, place, g, tile.count, sums + (y - y0) * w.sum_row, 0, factors)
+    keep(q_lines)
 
 
 @jit
