@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-__all__ = ["empty"]
+__all__ = ["empty", "empty_like"]
 
 LARGE = 2**22
 """Bytes from which on huge pages are asked for, as numpy does for its arrays."""
@@ -24,7 +24,15 @@ def empty(
     The system zeroes and maps fresh memory page by page as it is written, which can take longer
     than what a kernel writes there.
     """
-    out = torch.empty(shape, dtype=dtype, memory_format=memory_format)
+    return _in_huge_pages(torch.empty(shape, dtype=dtype, memory_format=memory_format))
+
+
+def empty_like(x: torch.Tensor) -> torch.Tensor:
+    """``torch.empty_like`` on the CPU, in huge pages as ``empty``."""
+    return _in_huge_pages(torch.empty_like(x))
+
+
+def _in_huge_pages(out: torch.Tensor) -> torch.Tensor:
     if _libc is not None and out.nbytes >= LARGE:
         start = -(-out.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         size = (out.data_ptr() + out.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE

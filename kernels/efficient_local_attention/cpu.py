@@ -21,6 +21,7 @@ from .._blocks import (
     padded,
 )
 from .._jit import inline, jit
+from .._memory import empty_like
 from .._simd import (
     F32,
     LANES,
@@ -67,7 +68,7 @@ TASKS = 16
 def forward(x, conv, weight, bias, norm_groups, eps, save):
     """Output, and the strip means (B, H + W, C), empty unless they are to be saved."""
     batch, channels, height, width = x.shape
-    out = torch.empty_like(x)
+    out = empty_like(x)
     strips = torch.empty((batch, height + width, channels) if save else 0)
     source = _workable(x)
     target = _alike(out, source)
@@ -95,7 +96,7 @@ def forward(x, conv, weight, bias, norm_groups, eps, save):
 def backward(grad, x, conv, weight, bias, strips, norm_groups, eps):
     """Gradients of x, the convolution's weight, and the normalisation's weight and bias."""
     batch, channels, height, width = x.shape
-    dx = torch.empty_like(x)
+    dx = empty_like(x)
     source = _workable(x)
     grad = _alike(grad.to(x.dtype), source, copy=True)
     target = _alike(dx, source)
