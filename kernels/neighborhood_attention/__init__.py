@@ -228,9 +228,9 @@ def _setup_context(ctx, inputs, output):
 def _differentiate(ctx, grad, _):
     if grad is None:
         return (None,) * 12
-    inputs = ctx.saved_tensors[:6]
-    grads = _backward_operator(grad, *ctx.saved_tensors, *ctx.geometry)
-    return *(None if x is None else g for x, g in zip(inputs, grads, strict=True)), *(None,) * 6
+    saved = ctx.saved_tensors
+    grads = _backward_operator(grad, *saved, *ctx.geometry)
+    return *(None if x is None else g for x, g in zip(saved[:6], grads, strict=True)), *(None,) * 6
 
 
 _backward_operator = register_operator(

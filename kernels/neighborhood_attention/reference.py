@@ -75,7 +75,7 @@ def _gather(x: torch.Tensor, axes: list[tuple[torch.Tensor, torch.Tensor]]) -> t
     """What positions of (B, *spatial, heads, dim) see: (B, *spatial, heads, window, dim)."""
     rank = len(axes)
     for i, (keys, _) in enumerate(axes):
-        x = x.index_select(2 * i + 1, keys.flatten()).unflatten(2 * i + 1, keys.shape)
+        x = x[(slice(None),) * (2 * i + 1) + (keys,)]
     # (B, *(length, kernel), heads, dim)
     positions, windows = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
     return x.permute(0, *positions, 2 * rank + 1, *windows, 2 * rank + 2).flatten(rank + 2, -2)
@@ -92,8 +92,7 @@ def _gather_bias(
     for i, (keys, _) in enumerate(axes):
         query = torch.arange(keys.shape[0], device=keys.device)[:, None]
         steps = (keys - query).div(dilation[i], rounding_mode="floor") + kernel[i] - 1
-        rpb = rpb.index_select(2 * i + 1, steps.clamp(0, 2 * kernel[i] - 2).flatten())
-        rpb = rpb.unflatten(2 * i + 1, keys.shape)
+        rpb = rpb[(slice(None),) * (2 * i + 1) + (steps.clamp(0, 2 * kernel[i] - 2),)]
     positions, windows = range(1, 2 * rank, 2), range(2, 2 * rank + 1, 2)
     return rpb.permute(*positions, 0, *windows).flatten(rank + 1)
 

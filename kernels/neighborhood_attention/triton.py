@@ -613,14 +613,14 @@ def _tiles(q, rules):
 
     fp32 is multiplied in three parts, which take registers.
     """
-    dim = max(triton.next_power_of_2(q.shape[-1]), 16)
-    rows = 64 if dim <= 64 else 32
-    columns = 32 if dim <= 64 and q.dtype != torch.float32 else 16
+    row = max(triton.next_power_of_2(q.shape[-1]), 16) * q.element_size()
+    rows = 64 if row <= 128 else 32 if row <= 256 else 16
+    columns = 32 if row <= 128 and q.dtype != torch.float32 else 16
     tiles = {}
     for name, size in (("T", rows), ("U", columns)):
         sides = _sides([math.ceil(length / step) for length, _, step, *_ in rules], size)
         tiles.update({name + axis: side for axis, side in zip("ZYX", sides, strict=True)})
-    return {**tiles, "num_warps": rows // 16, "num_stages": 1}
+    return {**tiles, "num_warps": 4, "num_stages": 1}
 
 
 def _sides(lengths, size):

@@ -61,6 +61,7 @@ GEOMETRIES = {
     "map_mixed": Geometry((6, 9), (2, 3), (1, 2), (2, 3), (False, True), extra=1),
     "map_causal": Geometry((5, 6), (3, 4), (1, 1), (1, 2), (True, True)),
     "map_even_strided": Geometry((9, 8), (4, 6), 1, (3, 5), bias=False, dim=5),
+    "map_wide_heads": Geometry((4, 5), 3, heads=1, dim=72),
     "map_single": Geometry((3, 4), 1, extra=2),
     "volume": Geometry((3, 4, 5), (2, 3, 3), (1, 1, 1), (1, 2, 1), batch=1, heads=1),
     "volume_mixed": Geometry(

@@ -25,6 +25,7 @@ def run_audit(*arguments):
 # The case of an op that asks most of its tiles, or takes most branches.
 SAMPLE = {
     "window_attention": "swin_tiny stage 1, shifted",
+    "neighborhood_attention": "dinat_mini stage 2, dilated",
     "bilevel_routing_attention": "biformer_tiny stage 2",
 }
 
