@@ -1,5 +1,6 @@
 """Backbones, one family a file; importing this registers them all with timm."""
 
 from .biformer import BiFormer
+from .nat import NeighborhoodAttentionTransformer
 
-__all__ = ["BiFormer"]
+__all__ = ["BiFormer", "NeighborhoodAttentionTransformer"]

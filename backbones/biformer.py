@@ -27,26 +27,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import (
-    ClassifierHead,
-    DropPath,
-    LayerScale,
-    Mlp,
-    calculate_drop_path_rates,
-    get_device_dtype,
-    trunc_normal_,
-)
-from timm.models import checkpoint_seq, generate_default_cfgs
-from timm.models._features import feature_take_indices
+from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates
+from timm.models import generate_default_cfgs
 from torch import nn
 
 from ..kernels import bilevel_routing_attention, route_regions
 from ._builder import StateDict, build_model
+from ._maps import crop, pad
+from ._pyramid import Pyramid, Stage
 from ._registry import register_model
 
 __all__ = ["BiFormer"]
-
-REDUCTION = 32
 
 
 class LocalEnhancement(nn.Conv2d):
@@ -105,11 +96,8 @@ class BiLevelRoutingAttention(nn.Module):
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """Queries, keys and values (B, H, W, 3, heads, dim), padded in legacy mode."""
         if self.pad_mode == "legacy":
-            pad_bottom, pad_right = (
-                (size + self.n_win - 1) // self.n_win * self.n_win - size for size in x.shape[1:3]
-            )
-            if not _is_zero(pad_bottom, pad_right):
-                x = F.pad(x, (0, 0, 0, pad_right, 0, pad_bottom))
+            n_win = self.n_win
+            x = pad(x, *((size + n_win - 1) // n_win * n_win for size in x.shape[1:3]))
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1))
 
     @property
@@ -129,25 +117,13 @@ class BiLevelRoutingAttention(nn.Module):
         out = bilevel_routing_attention(q, k, v, **self.op_kwargs).flatten(3)
         if self.lepe is not None:
             out = out + self.lepe(v.flatten(3))
-        return self.proj_drop(self.proj(_crop(out, height, width)))
+        return self.proj_drop(self.proj(crop(out, height, width)))
 
     def extra_repr(self) -> str:
         return (
             f"num_heads={self.num_heads}, n_win={self.n_win}, topk={self.topk}, "
             f"pad_mode={self.pad_mode!r}"
         )
-
-
-def _is_zero(*sizes: int) -> bool:
-    """Whether all sizes are known to be 0; symbolic ones are not, so that no guard is made."""
-    return all(isinstance(size, int) and size == 0 for size in sizes)
-
-
-def _crop(x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    if _is_zero(x.shape[1] - height, x.shape[2] - width):
-        return x
-    x = x.index_select(1, torch.arange(height, device=x.device))
-    return x.index_select(2, torch.arange(width, device=x.device))
 
 
 class FullAttention(nn.Module):
@@ -275,23 +251,7 @@ class Downsample(nn.Module):
         return self.conv(self.norm(x)) if self.norm_first else self.norm(self.conv(x))
 
 
-class BiFormerStage(nn.Module):
-    """Downsampling, then blocks."""
-
-    def __init__(self, downsample: nn.Module, blocks: list[nn.Module]):
-        super().__init__()
-        self.grad_checkpointing = False
-        self.downsample = downsample
-        self.blocks = nn.Sequential(*blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.downsample(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.blocks, x, use_reentrant=False)
-        return self.blocks(x)
-
-
-class BiFormer(nn.Module):
+class BiFormer(Pyramid):
     """BiFormer, a pyramid of bi-level routing attention (paper, section 3.3).
 
     Args:
@@ -340,7 +300,6 @@ class BiFormer(nn.Module):
         device=None,
         dtype=None,
     ):
-        super().__init__()
         dd = {"device": device, "dtype": dtype}
         last = len(depths) - 1
         n_wins = (n_win,) * last if isinstance(n_win, int) else tuple(n_win)
@@ -352,15 +311,10 @@ class BiFormer(nn.Module):
         if layout not in ("conv", "swin"):
             raise ValueError(f"layout must be 'conv' or 'swin'; got {layout!r}")
         swin = layout == "swin"
-        self.num_classes = num_classes
-        self.in_chans = in_chans
-        self.num_features = embed_dims[-1]
-        self.feature_info = []
-
         if swin:
-            self.stem = Downsample(in_chans, embed_dims[0], 4, stride=4, **dd)
+            stem = Downsample(in_chans, embed_dims[0], 4, stride=4, **dd)
         else:
-            self.stem = ConvStem(in_chans, embed_dims[0], **dd)
+            stem = ConvStem(in_chans, embed_dims[0], **dd)
 
         drop_paths = calculate_drop_path_rates(drop_path_rate, depths, stagewise=True)
         stages = []
@@ -394,135 +348,19 @@ class BiFormer(nn.Module):
                 )
                 for j in range(depth)
             ]
-            stages.append(BiFormerStage(downsample, blocks))
-            self.feature_info.append(
-                {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"}
-            )
-        self.stages = nn.Sequential(*stages)
+            stages.append(Stage(downsample, blocks))
 
-        self.norm = nn.BatchNorm2d(self.num_features, **dd)
-        self.head = ClassifierHead(
-            self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd
+        super().__init__(
+            stem,
+            stages,
+            nn.BatchNorm2d(embed_dims[-1], **dd),
+            embed_dims,
+            in_chans,
+            num_classes,
+            global_pool,
+            drop_rate,
+            **dd,
         )
-        self.head_hidden_size = self.head.num_features
-        self.apply(_init_weights)
-
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay, beyond biases and norms."""
-        return set()
-
-    @torch.jit.ignore
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns that order parameters by depth, for layer-wise decay."""
-        if coarse:
-            blocks = r"^stages\.(\d+)"
-        else:
-            blocks = [
-                (r"^stages\.(\d+)\.downsample", (0,)),
-                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^norm", (99999,)),
-            ]
-        return {"stem": r"^stem", "blocks": blocks}
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recomputes the blocks in the backward pass instead of keeping their activations."""
-        for stage in self.stages:
-            stage.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        """The classifier."""
-        return self.head.fc
-
-    def reset_classifier(
-        self, num_classes: int, global_pool: str | None = None, reset_other: bool = False
-    ) -> None:
-        """Replaces the classifier, and the pooling where ``global_pool`` is given."""
-        self.num_classes = num_classes
-        self.head.reset(
-            num_classes, pool_type=global_pool, reset_other=reset_other, **get_device_dtype(self)
-        )
-
-    def forward_intermediates(
-        self,
-        x: torch.Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[torch.Tensor] | tuple[torch.Tensor, list[torch.Tensor]]:
-        """Features of stages, NCHW.
-
-        Args:
-            x: Images, (B, C, H, W).
-            indices: The last n stages if int, all if None, else those listed.
-            norm: Whether the last stage's features pass the final norm.
-            stop_early: Whether to leave out the stages after the last one asked for.
-            output_fmt: ``"NCHW"``.
-            intermediates_only: Whether to return the features alone.
-
-        Returns:
-            The features, or (final features, features).
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        last = len(self.stages) - 1
-
-        self._check_size(x)
-        x = self.stem(x)
-        intermediates = []
-        for i, stage in enumerate(self.stages[: max_index + 1] if stop_early else self.stages):
-            x = stage(x)
-            if i in take_indices:
-                intermediates.append(self.norm(x) if norm and i == last else x)
-        if intermediates_only:
-            return intermediates
-        return self.norm(x) if i == last else x, intermediates
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Removes what the given intermediates do not need; returns their indices."""
-        take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        prune_end = max_index < len(self.stages) - 1
-        self.stages = self.stages[: max_index + 1]
-        if prune_norm or prune_end:
-            self.norm = nn.Identity()
-        if prune_end:
-            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
-        if prune_head or prune_end:
-            self.reset_classifier(0, "", reset_other=True)
-        return take_indices
-
-    def _check_size(self, x: torch.Tensor) -> None:
-        if x.shape[-2] < REDUCTION or x.shape[-1] < REDUCTION:
-            raise ValueError(
-                f"BiFormer takes images of at least {REDUCTION} x {REDUCTION} pixels, its stride; "
-                f"got {x.shape[-2]} x {x.shape[-1]}: resize them"
-            )
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) to features (B, C, H / 32, W / 32)."""
-        self._check_size(x)
-        return self.norm(self.stages(self.stem(x)))
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """Features to logits, or to pooled features where ``pre_logits``."""
-        return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
-
-
-def _init_weights(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:

@@ -15,8 +15,21 @@ MODELS = sorted(
     for name in timm.list_models()
     if sys.modules[timm.model_entrypoint(name).__module__].__name__.startswith("visattn.")
 )
-# Reduced depth keeps the sweep fast; what is asked does not depend on it.
-SHALLOW = {"biformer": {"depths": (1, 1, 2, 1)}}
+# Reduced depth and width keep the sweep fast; what is asked does not depend on them.
+SHALLOW = {
+    "biformer": {"depths": (1, 1, 2, 1)},
+    "nat": {"depths": (1, 1, 2, 1), "embed_dim": 32},
+    "dinat": {"depths": (1, 2, 2, 1), "embed_dim": 32},
+}
+# Models that differ in more than depth and width.
+KINDS = (
+    "biformer_tiny",
+    "biformer_stl",
+    "biformer_stl_nchw",
+    "nat_small",
+    "dinat_mini",
+    "dinat_s_tiny",
+)
 
 
 def create(name, **kwargs):
@@ -31,7 +44,17 @@ def relative(actual, expected):
     return float((actual - expected).detach().abs().max() / expected.detach().abs().max())
 
 
-pytestmark = pytest.mark.parametrize("name", MODELS)
+CHEAP = ("test_default_cfg", "test_too_small", "test_pretrained")
+
+
+def pytest_generate_tests(metafunc):
+    """Puts cheap questions to all models, others to one of each kind; the rest is heavy."""
+    cheap = metafunc.function.__name__.startswith(CHEAP)
+    names = [
+        pytest.param(name, marks=() if cheap or name in KINDS else pytest.mark.heavy)
+        for name in MODELS
+    ]
+    metafunc.parametrize("name", names)
 
 
 def test_default_cfg_states_the_model(name):
@@ -207,5 +230,7 @@ def test_parameters_fall_into_ordered_groups(name):
 
 
 def test_pretrained_without_weights_raises(name):
+    if timm.get_pretrained_cfg(name).has_weights:
+        pytest.skip("has an address to download from")
     with pytest.raises(ValueError, match="checkpoint_path=FILE"):
         timm.create_model(name, pretrained=True)

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from _checks import assert_as_exact_as_reference, gradients
+from torch.utils.checkpoint import checkpoint
 
 from visattn.kernels import (
     AgentBias,
@@ -148,3 +149,16 @@ def test_compiles_whole(name):
     wanted = gradients(partial(op, "cpu"), inputs)
     for key, value in gradients(compiled, inputs).items():
         torch.testing.assert_close(value, wanted[key], msg=lambda m, key=key: f"{key}: {m}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_can_be_recomputed(name):
+    """Activation checkpointing, which gives saved tensors out once."""
+    op, make = CASES[name]
+    inputs = make()
+    wanted = gradients(partial(op, "cpu"), inputs)
+    again = gradients(
+        lambda **leaves: checkpoint(partial(op, "cpu"), **leaves, use_reentrant=False), inputs
+    )
+    for key, value in again.items():
+        assert torch.equal(value, wanted[key]), key
