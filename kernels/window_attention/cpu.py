@@ -18,10 +18,11 @@ from .._blocks import (
     scale_row,
     softmax,
     softmax_gradient,
+    write,
 )
 from .._jit import inline, jit
 from .._memory import empty
-from .._simd import LANES, get, keep, prefetch, put, store
+from .._simd import LANES, broadcast, get, keep, load, prefetch, put, store
 from .._threads import parallel_for
 
 ONE = np.float32(1)
@@ -60,7 +61,7 @@ def backward(grad, q, k, v, bias, out, lse, window, shift, scale):
     area = window[0] * window[1]
     windows = batch * _windows(q, window)
     groups = min(windows, GROUPS) if bias is not None else windows
-    sums = torch.zeros(groups if bias is not None else 0, heads, area, -(-area // LANES) * LANES)
+    sums = torch.empty(groups if bias is not None else 0, heads, area, -(-area // LANES) * LANES)
     parallel_for(
         _backward_windows,
         groups * heads,
@@ -80,7 +81,21 @@ def backward(grad, q, k, v, bias, out, lse, window, shift, scale):
     )
     if bias is None:
         return dq, dk, dv, q.new_empty(0)
-    return dq, dk, dv, sums.sum(0)[..., :area].to(bias.dtype).contiguous()
+    dbias = torch.empty(bias.shape, dtype=bias.dtype)
+    dtype, address, _, row = _bias_layout(dbias)
+    parallel_for(
+        _add_groups,
+        heads * area,
+        groups,
+        heads * area,
+        area,
+        sums.data_ptr(),
+        dtype,
+        address,
+        row,
+        min_chunk=256,
+    )
+    return dq, dk, dv, dbias
 
 
 def _with_contiguous_rows(*tensors):
@@ -304,8 +319,8 @@ def _backward_windows(
     for task in range(begin, end):
         group, head = divmod(task, heads)
         total = sums + task * tokens * s_row
-        last = (group + 1) * windows // groups - 1
-        for window in range(group * windows // groups, last + 1):
+        first, last = group * windows // groups, (group + 1) * windows // groups - 1
+        for window in range(first, last + 1):
             batch, mixed = _plan(window, geometry, origins)
             next_batch, _ = _plan(min(window + 1, last), geometry, later)
             if mixed:
@@ -335,7 +350,10 @@ def _backward_windows(
                     exponentials(p, tokens, get(lse + 4 * at))
                     softmax_gradient(p, ds, wide, inner_product(p, ds, wide))
             if bias[1] != 0:
-                add(at_s, s_row, tokens, wide, total, s_row)
+                if window == first:
+                    copy_in(0, at_s, s_row, tokens, wide, total, s_row)
+                else:
+                    add(at_s, s_row, tokens, wide, total, s_row)
 
             _prefetch(v, next_batch, head, later, geometry)
             multiply(tokens, vectors, tokens, at_p, 4, s_row, at_grad, row, at_x, row, ONE, False)
@@ -346,3 +364,16 @@ def _backward_windows(
             multiply(tokens, vectors, tokens, at_s, 4, s_row, at_q, row, at_x, row, scale, False)
             _scatter(dk, batch, head, origins, geometry, at_x, row)
     keep(scratch)
+
+
+@jit
+def _add_groups(begin, end, groups, rows, columns, sums, dtype, target, target_row):
+    """Adds up the groups' sums of the bias gradient, row by row."""
+    size = 4 if dtype == 0 else 2
+    row = 4 * padded(columns)
+    for i in range(begin, end):
+        for j in range(0, columns, LANES):
+            total = broadcast(np.float32(0))
+            for group in range(groups):
+                total = total + load(sums + (group * rows + i) * row + 4 * j)
+            write(dtype, target + i * target_row + j * size, total, columns - j)
