@@ -1,5 +1,6 @@
 """Maths on tensors: one folder an op; nothing here knows a model."""
 
+from . import _threads  # noqa: F401  hears of forks from now on
 from .agent_attention import AgentBias, agent_attention
 from .bilevel_routing_attention import bilevel_routing_attention, route_regions
 from .dispatch import use_impl

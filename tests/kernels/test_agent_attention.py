@@ -1,6 +1,5 @@
 """Agent attention against its definition by loops, the authors' modules, and itself."""
 
-import threading
 from typing import NamedTuple
 
 import pytest
@@ -485,7 +484,7 @@ def test_stores_no_matrix_of_tokens_by_agents(monkeypatch):
             return watched
 
         with monkeypatch.context() as patch:
-            patch.setattr(_threads, "_memory", threading.local())
+            patch.setattr(_threads, "_memory", [])
             patch.setattr(torch, "empty", watch(torch.empty))
             patch.setattr(torch.Tensor, "new_empty", watch(torch.Tensor.new_empty))
             gradients(lambda **leaves: op("cpu", **leaves), inputs)

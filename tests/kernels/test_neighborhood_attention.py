@@ -1,7 +1,6 @@
 """Neighborhood attention against its definition by loops, NATTEN, recorded numbers, and itself."""
 
 import itertools
-import threading
 from typing import NamedTuple
 
 import pytest
@@ -544,7 +543,7 @@ def test_stores_nothing_that_grows_with_windows(monkeypatch):
             return watched
 
         with monkeypatch.context() as patch:
-            patch.setattr(_threads, "_memory", threading.local())
+            patch.setattr(_threads, "_memory", [])
             for owner, name in (
                 (torch, "empty"),
                 (torch.Tensor, "new_empty"),

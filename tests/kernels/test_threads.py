@@ -13,12 +13,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from visattn.kernels import window_attention
+from visattn.kernels import _threads, window_attention
 from visattn.kernels._threads import parallel_for
 
 
-@pytest.fixture
-def two_threads():
+@pytest.fixture(params=["openmp", "pool"])
+def two_threads(request, monkeypatch):
+    if request.param == "pool":
+        monkeypatch.setattr(_threads, "_openmp", None)
+    elif _threads._openmp is None:
+        pytest.skip("torch brings no OpenMP of GNU")
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -112,7 +116,7 @@ def test_runs_on_threads_of_a_forked_process(two_threads):
 
 CODE = """
 import torch, visattn.kernels._jit as jit
-from visattn.kernels import window_attention
+from visattn.kernels import _threads, window_attention
 x = torch.randn(1, 8, 8, 2, 16)
 window_attention(x, x, x, 4, impl="cpu")
 from visattn.kernels.window_attention import cpu
