@@ -2,5 +2,6 @@
 
 from .biformer import BiFormer
 from .nat import NeighborhoodAttentionTransformer
+from .nat_isotropic import IsotropicTransformer
 
-__all__ = ["BiFormer", "NeighborhoodAttentionTransformer"]
+__all__ = ["BiFormer", "IsotropicTransformer", "NeighborhoodAttentionTransformer"]

@@ -1,5 +1,6 @@
 """Building models as timm does, and loading the authors' checkpoints into them."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,14 @@ def build_model(
     model.convert_state_dict = _StateDictConverter(filter_fn, features_only)
     model.register_load_state_dict_pre_hook(_convert_before_load)
     return model
+
+
+def unwrap(state_dict: StateDict) -> StateDict:
+    """A state dict out of what training tools put around it and before its keys."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state_dict.get(wrapper), dict):
+            state_dict = state_dict[wrapper]
+    return {re.sub(r"^(module\.)?(backbone\.)?", "", k): v for k, v in state_dict.items()}
 
 
 def _require_weights(variant: str, kwargs: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ class Stage(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """A stem of stride 4, stages that halve the map each but the first, a norm and a classifier.
+    """A stem, stages, a norm and a classifier.
 
     Features are NCHW, whatever the layout of the maps between the stages.
 
@@ -38,6 +38,7 @@ class Pyramid(nn.Module):
         stages: Maps to maps.
         norm: Norm of the last map.
         dims: Channels of each stage.
+        reductions: Pixels a token a side, of each stage.
         in_chans: Input channels.
         num_classes: Classes; 0 for no classifier.
         global_pool: Pooling before the classifier.
@@ -51,6 +52,7 @@ class Pyramid(nn.Module):
         stages: Sequence[Stage],
         norm: nn.Module,
         dims: Sequence[int],
+        reductions: Sequence[int],
         in_chans: int,
         num_classes: int,
         global_pool: str,
@@ -64,8 +66,8 @@ class Pyramid(nn.Module):
         self.num_features = dims[-1]
         self.channels_last = channels_last
         self.feature_info = [
-            {"num_chs": dim, "reduction": 4 * 2**i, "module": f"stages.{i}"}
-            for i, dim in enumerate(dims)
+            {"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"}
+            for i, (dim, reduction) in enumerate(zip(dims, reductions, strict=True))
         ]
         self.stem = stem
         self.stages = nn.Sequential(*stages)
@@ -179,7 +181,7 @@ class Pyramid(nn.Module):
         return x.permute(0, 3, 1, 2) if self.channels_last else x
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (B, C, H, W) to features (B, C, H / 32, W / 32)."""
+        """Images (B, C, H, W) to the features of the last stage, NCHW."""
         self._check_size(x)
         return self._to_nchw(self.norm(self.stages(self.stem(x))))
 

@@ -32,7 +32,7 @@ from timm.models import generate_default_cfgs
 from torch import nn
 
 from ..kernels import bilevel_routing_attention, route_regions
-from ._builder import StateDict, build_model
+from ._builder import StateDict, build_model, unwrap
 from ._maps import crop, pad
 from ._pyramid import Pyramid, Stage
 from ._registry import register_model
@@ -355,6 +355,7 @@ class BiFormer(Pyramid):
             stages,
             nn.BatchNorm2d(embed_dims[-1], **dd),
             embed_dims,
+            [4 * 2**i for i in range(len(depths))],
             in_chans,
             num_classes,
             global_pool,
@@ -426,10 +427,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     prediction. The `extra_norms` of dense prediction keep their names: they are no part of the
     network, but of what wraps it.
     """
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), dict):
-            state_dict = state_dict[wrapper]
-    state_dict = {re.sub(r"^(module\.)?(backbone\.)?", "", k): v for k, v in state_dict.items()}
+    state_dict = unwrap(state_dict)
     if not any(key.startswith("downsample_layers.") for key in state_dict):
         return state_dict
     swin = any(re.match(r"stages\.\d\.blocks\.", key) for key in state_dict)

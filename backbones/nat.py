@@ -19,6 +19,7 @@ Checkpoints: the authors' files load as released, by `checkpoint_path=FILE`, and
 # The original is released under the MIT License.
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -30,7 +31,7 @@ from timm.models import generate_default_cfgs
 from torch import nn
 
 from ..kernels import neighborhood_attention
-from ._builder import StateDict, build_model
+from ._builder import StateDict, build_model, unwrap
 from ._maps import crop, pad
 from ._pyramid import Pyramid, Stage
 from ._registry import register_model
@@ -152,15 +153,16 @@ class ConvStem(nn.Module):
 
 
 class PatchStem(nn.Module):
-    """Patches of 4x4 pixels and a norm; borders that patches do not divide are zero-padded."""
+    """Square patches and a norm; borders that patches do not divide are zero-padded."""
 
-    def __init__(self, in_chans: int, dim: int, **dd: Any):
+    def __init__(self, in_chans: int, dim: int, patch_size: int = 4, **dd: Any):
         super().__init__()
-        self.conv = nn.Conv2d(in_chans, dim, 4, stride=4, **dd)
+        self.conv = nn.Conv2d(in_chans, dim, patch_size, stride=patch_size, **dd)
         self.norm = nn.LayerNorm(dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.pad(x, (0, 3, 0, 3))  # what is no whole patch then is not read
+        beyond = self.conv.kernel_size[0] - 1
+        x = F.pad(x, (0, beyond, 0, beyond))  # what is no whole patch then is not read
         return self.norm(self.conv(x).permute(0, 2, 3, 1))
 
 
@@ -283,6 +285,7 @@ class NeighborhoodAttentionTransformer(Pyramid):
             stages,
             nn.LayerNorm(dims[-1], **dd),
             dims,
+            [4 * 2**i for i in range(len(depths))],
             in_chans,
             num_classes,
             global_pool,
@@ -388,10 +391,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     norms of outputs, `norm0` and so on, keep their names: they are of what wraps the network) and
     those of `transformers`. Bias tables of another window size are resized, bicubically.
     """
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state_dict.get(wrapper), dict):
-            state_dict = state_dict[wrapper]
-    state_dict = {re.sub(r"^(module\.)?(backbone\.)?", "", k): v for k, v in state_dict.items()}
+    state_dict = unwrap(state_dict)
     if any(key.endswith(".attention.self.query.weight") for key in state_dict):
         state_dict = _from_hugging_face(state_dict)
     if any(key.startswith("patch_embed.") for key in state_dict):
@@ -402,7 +402,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
             for key, value in state_dict.items()
         }
     own = dict(model.named_parameters())
-    return {key: _resize_table(value, own.get(key)) for key, value in state_dict.items()}
+    return {key: fit_table(value, own.get(key)) for key, value in state_dict.items()}
 
 
 def _next_stage(match: re.Match[str]) -> str:
@@ -431,12 +431,17 @@ def _from_hugging_face(state_dict: StateDict) -> StateDict:
     return state_dict
 
 
-def _resize_table(value: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+def fit_table(value: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
     """A relative position bias (heads, rows, columns) in the size of the model's own."""
-    if own is None or value.ndim != 3 or own.shape[1:] == value.shape[1:]:
-        return value
-    table = F.interpolate(value[None].float(), own.shape[1:], mode="bicubic", align_corners=False)
-    return table[0].to(value.dtype)
+    return value if own is None or value.ndim != 3 else resize_table(value, own.shape[1:])
+
+
+def resize_table(table: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """A relative position bias (heads, rows, columns) of another size, by bicubic interpolation."""
+    if all(isinstance(a, int) and a == b for a, b in zip(size, table.shape[1:], strict=True)):
+        return table
+    resized = F.interpolate(table[None].float(), size, mode="bicubic", align_corners=False)
+    return resized[0].to(table.dtype)
 
 
 def _create_nat(

@@ -27,6 +27,11 @@ SAMPLE = {
     "window_attention": "swin_tiny stage 1, shifted",
     "neighborhood_attention": "dinat_mini stage 2, dilated",
     "bilevel_routing_attention": "biformer_tiny stage 2",
+    "agent_attention": "agent_pvt_tiny stage 2",
+    "efficient_local_attention": "elaresnet50_l stage 2",
+    "multi_query_pool": "EP32 on ViT-B/16, trained",
+    "roi_align": "Mask R-CNN's mask head, P3",
+    "roi_unpool": "ROICtrl at 32 x 32",
 }
 
 
