@@ -1,6 +1,11 @@
-"""Weights and inputs by a rule of the index, with which recorded outputs were made."""
+"""What the tests of all backbones share: weights and inputs by rule, and counts."""
 
 import torch
+
+
+def count(*modules):
+    """Parameters of modules."""
+    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def polynomial(shape):

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from _rules import fill, polynomial, summary
+from _rules import count, fill, polynomial, summary
 
 from visattn.backbones.nat_isotropic import BiasedAttention, checkpoint_filter_fn
 from visattn.kernels import neighborhood_attention
@@ -27,28 +27,12 @@ LOGITS = {
 }  # fmt: skip
 
 
-def count(module):
-    return sum(p.numel() for p in module.parameters())
-
-
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_count(name):
     model = timm.create_model(name, device="meta")
     assert count(model) == PARAMETERS[name]
     if name == "nat_isotropic_small":
         assert {count(stage) for stage in model.stages} == {1_776_492}
-
-
-@pytest.mark.parametrize("name", ["nat_isotropic_small", "vitrpb_small"])
-def test_golden_logits(name, golden, golden_image):
-    record = golden(name)
-    model = timm.create_model(name).eval()
-    assert count(model) == record.params
-    model.load_state_dict(record.state_dict, strict=True)
-    expected = torch.from_numpy(record.outputs["logits224"])
-    with torch.inference_mode():
-        actual = model(golden_image(record.inputs["logits224"]))
-    assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 @pytest.mark.parametrize("name", LOGITS)

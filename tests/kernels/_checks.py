@@ -1,6 +1,6 @@
 """What the tests of all kernels share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -66,6 +66,25 @@ def assert_as_exact_as_reference(
         assert error <= factor * usual + rounding, (
             f"{name}: error {error:.3g}, plain torch's {usual:.3g}, rounding {rounding:.3g}"
         )
+
+
+def assert_deterministic(
+    function: Callable[..., torch.Tensor],
+    inputs: dict[str, torch.Tensor | None],
+    threads: Sequence[int] = (2, 2, 1),
+) -> None:
+    """Asserts that output and gradients are the same to the bit on each number of threads."""
+    before = torch.get_num_threads()
+    try:
+        runs = []
+        for count in threads:
+            torch.set_num_threads(count)
+            runs.append(gradients(function, inputs))
+    finally:
+        torch.set_num_threads(before)
+    for run in runs[1:]:
+        for name, value in runs[0].items():
+            assert torch.equal(value, run[name]), name
 
 
 @contextmanager

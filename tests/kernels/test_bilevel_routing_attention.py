@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from _checks import assert_as_exact_as_reference, gradients
+from _checks import assert_as_exact_as_reference, assert_deterministic, gradients
 from torch.library import opcheck
 
 from visattn.kernels import bilevel_routing_attention, route_regions, use_impl
@@ -268,17 +268,9 @@ def test_a_region_chosen_twice_counts_twice(impl):
 def test_is_deterministic_for_any_number_of_threads(impl, name):
     """Also where there are more threads than heads, which keys are summed differently for."""
     op, inputs = make(name)
-    threads = torch.get_num_threads()
-    try:
-        runs = []
-        for count in (1, 2, 5) if impl == "cpu" else (1, 2):
-            torch.set_num_threads(count)
-            runs.append(gradients(lambda **leaves: op(impl, **leaves), inputs))
-    finally:
-        torch.set_num_threads(threads)
-    for run in runs[1:]:
-        for key, value in runs[0].items():
-            assert torch.equal(value, run[key]), key
+    assert_deterministic(
+        lambda **leaves: op(impl, **leaves), inputs, threads=(1, 2, 5) if impl == "cpu" else (1, 2)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

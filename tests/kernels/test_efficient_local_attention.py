@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from _checks import assert_as_exact_as_reference, gradients, poisoned_memory
+from _checks import assert_as_exact_as_reference, assert_deterministic, gradients, poisoned_memory
 from timm.layers.coord_attn import EfficientLocalAttn
 from torch import nn
 from torch.library import opcheck
@@ -241,16 +241,7 @@ def test_empty_batch(impl):
 @pytest.mark.parametrize("impl", FUSED)
 def test_is_deterministic_for_any_number_of_threads(impl, layout):
     op, inputs = make((3, *geometry(impl, "l")[1:]), layout)
-    threads = torch.get_num_threads()
-    try:
-        runs = []
-        for count in (2, 1):
-            torch.set_num_threads(count)
-            runs.append(gradients(lambda **leaves: op(impl, **leaves), inputs))
-    finally:
-        torch.set_num_threads(threads)
-    for name, value in runs[0].items():
-        assert torch.equal(value, runs[1][name]), name
+    assert_deterministic(lambda **leaves: op(impl, **leaves), inputs)
 
 
 @pytest.mark.parametrize("impl", FUSED)

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from _checks import assert_as_exact_as_reference, gradients
+from _checks import assert_as_exact_as_reference, assert_deterministic, gradients
 from torch.utils.checkpoint import checkpoint
 
 from visattn.kernels import (
@@ -128,16 +128,7 @@ def test_is_as_exact_as_the_reference(impl, name, dtype):
 def test_is_deterministic_for_any_number_of_threads(impl, name):
     op, make = CASES[name]
     inputs = make()
-    threads = torch.get_num_threads()
-    try:
-        runs = []
-        for count in (2, 1):
-            torch.set_num_threads(count)
-            runs.append(gradients(partial(op, impl), inputs))
-    finally:
-        torch.set_num_threads(threads)
-    for key, value in runs[0].items():
-        assert torch.equal(value, runs[1][key]), key
+    assert_deterministic(partial(op, impl), inputs)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from _checks import assert_as_exact_as_reference, gradients
+from _checks import assert_as_exact_as_reference, assert_deterministic, gradients
 from torch.library import opcheck
 
 from visattn.kernels import multi_query_pool, query_attention, use_impl
@@ -182,17 +182,7 @@ def test_empty_batch(impl, name):
 @pytest.mark.parametrize("impl", FUSED)
 def test_is_deterministic_for_any_number_of_threads(impl):
     op, inputs = make(GEOMETRIES["more_items_than_sums"])
-    threads = torch.get_num_threads()
-    try:
-        runs = []
-        for count in (2, 2, 1):
-            torch.set_num_threads(count)
-            runs.append(gradients(lambda **leaves: op(impl, **leaves), inputs))
-    finally:
-        torch.set_num_threads(threads)
-    for other in runs[1:]:
-        for name, value in runs[0].items():
-            assert torch.equal(value, other[name]), name
+    assert_deterministic(lambda **leaves: op(impl, **leaves), inputs)
 
 
 def test_large_offsets():

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from _checks import assert_as_exact_as_reference, gradients
+from _checks import assert_as_exact_as_reference, assert_deterministic, gradients
 from torch.library import opcheck
 
 from visattn.kernels import _threads, neighborhood_attention, use_impl
@@ -496,17 +496,7 @@ def test_no_additional_keys(impl):
 )
 def test_is_deterministic_for_any_number_of_threads(impl, name):
     op, inputs = make(CPU_GEOMETRIES[name])
-    threads = torch.get_num_threads()
-    try:
-        runs = []
-        for count in (2, 2, 1):
-            torch.set_num_threads(count)
-            runs.append(gradients(lambda **leaves: op(impl, **leaves), inputs))
-    finally:
-        torch.set_num_threads(threads)
-    for other in runs[1:]:
-        for key, value in runs[0].items():
-            assert torch.equal(value, other[key]), key
+    assert_deterministic(lambda **leaves: op(impl, **leaves), inputs)
 
 
 @pytest.mark.parametrize("impl, width", [("cpu", 2), ("cpu", 64), ("triton", 2)])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from _checks import assert_as_exact_as_reference, gradients
+from _checks import assert_as_exact_as_reference, assert_deterministic, gradients
 from torch.library import opcheck
 
 from visattn.kernels import roi_align, roi_unpool, use_impl
@@ -237,16 +237,7 @@ def test_boxes_beyond_reason(impl, mode):
 @pytest.mark.parametrize("impl", FUSED)
 def test_is_deterministic_for_any_number_of_threads(impl, name):
     op, inputs, _ = make(name)
-    threads = torch.get_num_threads()
-    try:
-        runs = []
-        for count in (2, 1):
-            torch.set_num_threads(count)
-            runs.append(gradients(lambda rois: op(impl, rois), inputs))
-    finally:
-        torch.set_num_threads(threads)
-    for key, value in runs[0].items():
-        assert torch.equal(value, runs[1][key]), key
+    assert_deterministic(lambda rois: op(impl, rois), inputs)
 
 
 @pytest.mark.parametrize("name", ["oblong", "channels_last"])

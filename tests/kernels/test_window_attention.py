@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from _checks import assert_as_exact_as_reference, gradients
+from _checks import assert_as_exact_as_reference, assert_deterministic, gradients
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch.library import opcheck
 
@@ -122,16 +122,7 @@ def test_empty_batch(impl):
 @pytest.mark.parametrize("impl", FUSED)
 def test_is_deterministic_for_any_number_of_threads(impl):
     op, inputs = make("swin")
-    threads = torch.get_num_threads()
-    try:
-        runs = []
-        for count in (2, 1):
-            torch.set_num_threads(count)
-            runs.append(gradients(lambda **leaves: op(impl, **leaves), inputs))
-    finally:
-        torch.set_num_threads(threads)
-    for name, value in runs[0].items():
-        assert torch.equal(value, runs[1][name]), name
+    assert_deterministic(lambda **leaves: op(impl, **leaves), inputs)
 
 
 def test_large_offsets():
