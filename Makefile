@@ -25,10 +25,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m visattn.zoo.demo
 
 test: $(VENV)/.natten lint
-	$(BIN)/pytest -m "not heavy"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not heavy"
 
 test-heavy: $(VENV)/.natten
-	$(BIN)/pytest -m heavy
+	$(BIN)/pytest -n 2 --dist loadfile -m heavy
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

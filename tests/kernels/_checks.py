@@ -71,7 +71,7 @@ def assert_as_exact_as_reference(
 def assert_deterministic(
     function: Callable[..., torch.Tensor],
     inputs: dict[str, torch.Tensor | None],
-    threads: Sequence[int] = (2, 2, 1),
+    threads: Sequence[int] = (2, 1),
 ) -> None:
     """Asserts that output and gradients are the same to the bit on each number of threads."""
     before = torch.get_num_threads()
