@@ -80,8 +80,8 @@ class Pyramid(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay, beyond biases and norms."""
-        return set()
+        """Names of parameters without weight decay, beyond biases and norms: bias tables."""
+        return {name for name, _ in self.named_parameters() if name.endswith(".rpb")}
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -294,11 +294,6 @@ class NeighborhoodAttentionTransformer(Pyramid):
             **dd,
         )
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay, beyond biases and norms."""
-        return {name for name, _ in self.named_parameters() if name.endswith(".rpb")}
-
 
 def _cfg(url: str = "", **kwargs: Any) -> dict[str, Any]:
     return {

@@ -153,11 +153,6 @@ class IsotropicTransformer(Pyramid):
             **dd,
         )
 
-    @torch.jit.ignore
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay, beyond biases and norms."""
-        return {name for name, _ in self.named_parameters() if name.endswith(".rpb")}
-
 
 _URL = "https://shi-labs.com/projects/dinat/checkpoints/isotropic/"
 _cfg = partial(_nat_cfg, first_conv="stem.conv", pool_size=(14, 14))

@@ -83,7 +83,7 @@ def _compare(rank: int, dim: int, dtype: torch.dtype, device: torch.device) -> C
             expected = reference.neighborhood_attention(*exact, None, None, None, *geometry)
             weight = weight.to(dtype).double()
             expected_grads = torch.autograd.grad((expected * weight).sum(), exact)
-    except (RuntimeError, NotImplementedError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         return False, f"NATTEN failed on a small input: {error}"
     # NATTEN multiplies float32 in tf32, whose digits are those of float16.
     tolerance = 32 * torch.finfo(torch.bfloat16 if dtype == torch.bfloat16 else torch.float16).eps

@@ -147,6 +147,10 @@ def test_tables_of_benchmarks(repository):
         (None, "there is no file"),
         ("a,b\n1,2\n", "is no result of tools/benchmark.py"),
         ("op,case,pass,contestant,p50_ms\npool,small,forward,eager,2\n", "measured without 'cpu'"),
+        (
+            "op,case,pass,contestant,p50_ms\n" + 2 * "pool,small,forward,cpu,2\n",
+            "pool at 'small' was measured more than once",
+        ),
     ],
 )
 def test_benchmarks_that_cannot_be_shown(tmp_path, content, message):

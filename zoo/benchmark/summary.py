@@ -1,7 +1,7 @@
 """Benchmarks in short, as Markdown: how many times longer than ours others take."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UserError
@@ -18,13 +18,19 @@ def kernels_table(path: Path) -> str:
     fused code for processors, and that code's own range of milliseconds.
 
     Raises:
-        UserError: If the file has no such rows.
+        UserError: If the file has no such rows, or some twice, which would mix runs.
     """
     times: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for row in _read(path, ("op", "case", "pass", "contestant", "p50_ms")):
         if row["p50_ms"]:
             kinds = times.setdefault(row["op"], {}).setdefault(row["contestant"], {})
-            kinds.setdefault(row["pass"], {})[row["case"]] = float(row["p50_ms"])
+            cases = kinds.setdefault(row["pass"], {})
+            if row["case"] in cases:
+                raise UserError(
+                    f"{path}: {row['op']} at {row['case']!r} was measured more than once: "
+                    "delete the rows of the older run"
+                )
+            cases[row["case"]] = float(row["p50_ms"])
     lines = [["Op", "Contestant", *(f"{TITLES[kind].capitalize()}" for kind in PASSES)]]
     lines.append(["---", "---", *["---:"] * len(PASSES)])
     for op, contestants in times.items():
@@ -77,14 +83,10 @@ def _read(path: Path, columns: Sequence[str]) -> list[Mapping[str, str]]:
     return rows
 
 
-def _span(values) -> str:
-    low, high = (f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in _ends(values))
-    return low if low == high else f"{low} {DASH} {high}"
-
-
-def _ends(values) -> tuple[float, float]:
-    values = list(values)
-    return min(values), max(values)
+def _span(values: Iterable[float]) -> str:
+    values = sorted(values)
+    ends = (f"{value:.2g}" if value < 100 else f"{value:.0f}" for value in (values[0], values[-1]))
+    return f" {DASH} ".join(dict.fromkeys(ends))
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
