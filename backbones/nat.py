@@ -116,6 +116,7 @@ class NATBlock(nn.Module):
         attn: nn.Module,
         mlp_ratio: float = 3.0,
         init_values: float | None = None,
+        norm_eps: float = 1e-5,
         proj_drop: float = 0.0,
         drop_path: float = 0.0,
         **dd: Any,
@@ -125,11 +126,11 @@ class NATBlock(nn.Module):
         def scale() -> nn.Module:
             return nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
 
-        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.norm1 = nn.LayerNorm(dim, norm_eps, **dd)
         self.attn = attn
         self.ls1 = scale()
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.norm2 = nn.LayerNorm(dim, norm_eps, **dd)
         self.mlp = Mlp(dim, int(mlp_ratio * dim), drop=proj_drop, **dd)
         self.ls2 = scale()
         self.drop_path2 = DropPath(drop_path)
@@ -169,9 +170,9 @@ class PatchStem(nn.Module):
 class ConvDownsample(nn.Module):
     """3x3 convolution of stride 2, then a norm; maps are channels-last."""
 
-    def __init__(self, in_chans: int, dim: int, **dd: Any):
+    def __init__(self, in_chans: int, dim: int, bias: bool = False, **dd: Any):
         super().__init__()
-        self.reduction = nn.Conv2d(in_chans, dim, 3, stride=2, padding=1, bias=False, **dd)
+        self.reduction = nn.Conv2d(in_chans, dim, 3, stride=2, padding=1, bias=bias, **dd)
         self.norm = nn.LayerNorm(dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -61,14 +61,7 @@ class BiasedAttention(nn.Module):
 
     def bias(self, height: int, width: int) -> torch.Tensor:
         """The bias (heads, H * W, H * W) of a map."""
-        table = resize_table(self.rpb, (2 * height - 1, 2 * width - 1))
-        rows, columns = (
-            torch.arange(size, device=table.device)
-            - torch.arange(size, device=table.device)[:, None]
-            for size in (height, width)
-        )  # from query to key
-        bias = table[:, rows + height - 1][..., columns + width - 1]  # (heads, H, H, W, W)
-        return bias.permute(0, 1, 3, 2, 4).reshape(-1, height * width, height * width)
+        return expand_table(resize_table(self.rpb, (2 * height - 1, 2 * width - 1)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, height, width, channels = x.shape
@@ -81,6 +74,17 @@ class BiasedAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, map_size={self.map_size}"
+
+
+def expand_table(table: torch.Tensor) -> torch.Tensor:
+    """The bias (heads, H * W, H * W) of a map, from a table (heads, 2 * H - 1, 2 * W - 1)."""
+    height, width = ((size + 1) // 2 for size in table.shape[1:])
+    rows, columns = (
+        torch.arange(size, device=table.device) - torch.arange(size, device=table.device)[:, None]
+        for size in (height, width)
+    )  # from query to key
+    bias = table[:, rows + height - 1][..., columns + width - 1]  # (heads, H, H, W, W)
+    return bias.permute(0, 1, 3, 2, 4).reshape(-1, height * width, height * width)
 
 
 class IsotropicTransformer(Pyramid):
