@@ -1,7 +1,14 @@
 """Backbones, one family a file; importing this registers them all with timm."""
 
 from .biformer import BiFormer
+from .ela import ELAMobileNetV2, ELAResNet
 from .nat import NeighborhoodAttentionTransformer
 from .nat_isotropic import IsotropicTransformer
 
-__all__ = ["BiFormer", "IsotropicTransformer", "NeighborhoodAttentionTransformer"]
+__all__ = [
+    "BiFormer",
+    "ELAMobileNetV2",
+    "ELAResNet",
+    "IsotropicTransformer",
+    "NeighborhoodAttentionTransformer",
+]

@@ -1,7 +1,9 @@
 """Building models as timm does, and loading the authors' checkpoints into them."""
 
+import logging
 import re
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,8 +11,14 @@ from timm.models import build_model_with_cfg
 from timm.models._builder import resolve_pretrained_cfg
 from torch import nn
 
+_logger = logging.getLogger(__name__)
+
 StateDict = dict[str, torch.Tensor]
 FilterFn = Callable[[StateDict, nn.Module], StateDict]
+
+# Checkpoints of training scripts may hold their configuration. Read as a plain dictionary it needs
+# neither yacs nor trust: this is about what ``torch.load(weights_only=True)`` may build.
+torch.serialization.add_safe_globals([(OrderedDict, "yacs.config.CfgNode")])
 
 
 def build_model(
@@ -45,10 +53,54 @@ def build_model(
 
 def unwrap(state_dict: StateDict) -> StateDict:
     """A state dict out of what training tools put around it and before its keys."""
-    for wrapper in ("state_dict", "model"):
+    for wrapper in ("state_dict_ema", "state_dict", "model"):
         if isinstance(state_dict.get(wrapper), dict):
             state_dict = state_dict[wrapper]
     return {re.sub(r"^(module\.)?(backbone\.)?", "", k): v for k, v in state_dict.items()}
+
+
+def keep_initial(state_dict: StateDict, model: nn.Module, pattern: str) -> StateDict:
+    """A state dict with a model's own values for parts that it has not at all.
+
+    Weights of a plain network so load, strictly, into one that has more: what is new keeps its
+    initial values, which is logged. A state dict with some of the parts is returned as it is.
+
+    Args:
+        state_dict: State dict in the layout of the model.
+        model: Model.
+        pattern: Matches the names of the entries that may be lacking, all or none.
+    """
+    if any(re.search(pattern, key) for key in state_dict):
+        return state_dict
+    new = {key: value for key, value in model.state_dict().items() if re.search(pattern, key)}
+    if new:
+        _logger.info(
+            "%s: %d entries that the weights lack keep their initial values, such as %s",
+            type(model).__name__,
+            len(new),
+            next(iter(new)),
+        )
+    return {**state_dict, **new}
+
+
+def rename(
+    state_dict: StateDict,
+    rules: Sequence[tuple[str, str | Callable[[re.Match[str]], str]]],
+) -> StateDict:
+    """Replaces patterns in the keys of a state dict, one after the other."""
+    renamed = {}
+    for key, value in state_dict.items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    return renamed
+
+
+NEXT_STAGE = (
+    r"^stages\.(\d)\.(?=downsample)",
+    lambda match: f"stages.{int(match[1]) + 1}.",
+)
+"""Rule for official stages that end with the downsampling that ours begin with."""
 
 
 def _require_weights(variant: str, kwargs: dict[str, Any]) -> None:
@@ -90,19 +142,17 @@ def _convert_before_load(
 
 def _keep_features(state_dict: StateDict, model: nn.Module) -> StateDict:
     """Drops the parts of a whole classifier that its features lack; adds the wrapper's prefix."""
-    own = {_part(key) for key in model.state_dict()}
-    containers = {part.partition(".")[0] for part in own if "." in part}
-
-    def is_pruned(part: str) -> bool:
-        return part not in own and (
-            part in ("norm", "head") or part.partition(".")[0] in containers
-        )
-
-    return {f"model.{k}": v for k, v in state_dict.items() if not is_pruned(_part(k))}
+    return {f"model.{k}": v for k, v in state_dict.items() if not _is_pruned(k, model)}
 
 
-def _part(key: str) -> str:
-    """Top-level part of a key: `head` of `head.fc.bias`, `stages.3` of `stages.3.blocks.0...`."""
-    name, _, rest = key.partition(".")
-    index = rest.partition(".")[0]
-    return f"{name}.{index}" if index.isdigit() else name
+def _is_pruned(key: str, model: nn.Module) -> bool:
+    """Whether an entry is of a part that was cut off a sequence, or put an identity in place of."""
+    module = model
+    for name in key.split(".")[:2]:
+        if name not in module._modules:
+            cut = isinstance(module, nn.Sequential | nn.ModuleList)
+            return cut or (module is model and module._parameters.get(name, key) is None)
+        module = module._modules[name]
+        if isinstance(module, nn.Identity):
+            return True
+    return False

@@ -9,7 +9,35 @@ from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
 from torch import nn
 
-__all__ = ["Pyramid", "Stage"]
+__all__ = ["Pyramid", "SizeChecked", "Stage", "check_size"]
+
+
+def check_size(model: nn.Module, x: torch.Tensor) -> None:
+    """Checks that images (B, C, H, W) have at least the stride of a model a side.
+
+    Raises:
+        ValueError: If they are smaller.
+    """
+    stride = model.feature_info[-1]["reduction"]
+    if x.shape[-2] < stride or x.shape[-1] < stride:
+        raise ValueError(
+            f"{type(model).__name__} takes images of at least {stride} x {stride} pixels, its "
+            f"stride; got {x.shape[-2]} x {x.shape[-1]}: resize them"
+        )
+
+
+class SizeChecked:
+    """A timm model that checks the size of images; a base before timm's class."""
+
+    def forward_features(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Features, as of the timm model."""
+        check_size(self, x)
+        return super().forward_features(x, *args, **kwargs)
+
+    def forward_intermediates(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Features of levels, as of the timm model."""
+        check_size(self, x)
+        return super().forward_intermediates(x, *args, **kwargs)
 
 
 class Stage(nn.Module):
@@ -143,7 +171,7 @@ class Pyramid(nn.Module):
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
         last = len(self.stages) - 1
 
-        self._check_size(x)
+        check_size(self, x)
         x = self.stem(x)
         intermediates = []
         for i, stage in enumerate(self.stages[: max_index + 1] if stop_early else self.stages):
@@ -169,20 +197,12 @@ class Pyramid(nn.Module):
             self.reset_classifier(0, "", reset_other=True)
         return take_indices
 
-    def _check_size(self, x: torch.Tensor) -> None:
-        stride = self.feature_info[-1]["reduction"]
-        if x.shape[-2] < stride or x.shape[-1] < stride:
-            raise ValueError(
-                f"{type(self).__name__} takes images of at least {stride} x {stride} pixels, its "
-                f"stride; got {x.shape[-2]} x {x.shape[-1]}: resize them"
-            )
-
     def _to_nchw(self, x: torch.Tensor) -> torch.Tensor:
         return x.permute(0, 3, 1, 2) if self.channels_last else x
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) to the features of the last stage, NCHW."""
-        self._check_size(x)
+        check_size(self, x)
         return self._to_nchw(self.norm(self.stages(self.stem(x))))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:

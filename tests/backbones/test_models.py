@@ -23,6 +23,8 @@ SHALLOW = {
     "biformer": {"depths": (1, 1, 2, 1)},
     "nat": {"depths": (1, 1, 2, 1), "embed_dim": 32},
     "dinat": {"depths": (1, 2, 2, 1), "embed_dim": 32},
+    "elaresnet": {"layers": (1, 1, 1, 1), "zero_init_last": False},
+    "elamobilenetv2": {"depth_multiplier": 0.4},
 }
 # Models that differ in more than depth and width.
 KINDS = (
@@ -34,6 +36,9 @@ KINDS = (
     "dinat_s_tiny",
     "dinat_isotropic_small",
     "vitrpb_small",
+    "elaresnet18_t",
+    "elaresnet50_s",
+    "elamobilenetv2_100_b",
 )
 
 
@@ -120,7 +125,7 @@ def test_reset_classifier(name):
     model.reset_classifier(7)
     assert model(images()).shape == (2, 7)
     model.reset_classifier(0)
-    assert model(images()).shape == (2, model.num_features)
+    assert model(images()).shape == (2, model.head_hidden_size)
     model.reset_classifier(0, "")
     assert model(images()).shape == model.forward_features(images()).shape
 
@@ -152,7 +157,8 @@ def test_forward_intermediates(name):
     x = images(1)
     last, every = model.forward_intermediates(x, norm=True)
     torch.testing.assert_close(last, model.forward_features(x))
-    torch.testing.assert_close(every[-1], last)
+    if model.num_features == model.feature_info[-1]["num_chs"]:
+        torch.testing.assert_close(every[-1], last)
     early = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
     torch.testing.assert_close(early, every[1:2])
 
@@ -240,11 +246,18 @@ def test_parameters_fall_into_ordered_groups(name):
     model = create(name)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
     assert set(groups) == {key for key, _ in model.named_parameters()}
-    stem = max(groups[key] for key in groups if key.startswith("stem"))
-    head = min(groups[key] for key in groups if key.startswith("head"))
-    assert stem == 0 and head == max(groups.values())
-    depth = [groups[f"stages.{i}.blocks.0.attn.qkv.weight"] for i in range(4)]
-    assert depth == sorted(set(depth))
+    cfg = model.pretrained_cfg
+
+    def layers(*prefixes):
+        return [groups[key] for key in groups if key.startswith(prefixes)]
+
+    assert not any(layers("stem.", f"{cfg['first_conv']}."))
+    assert set(layers("head.", f"{cfg['classifier']}.")) == {max(groups.values())}
+    levels = [layers(f"{info['module']}.") for info in model.feature_info]
+    levels = [level for level in levels if level]
+    assert len(levels) > 1
+    for level, following in zip(levels, levels[1:], strict=False):
+        assert max(level) < min(following)
 
 
 def test_pretrained_without_weights_raises(name):
