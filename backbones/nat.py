@@ -18,7 +18,6 @@ Checkpoints: the authors' files load as released, by `checkpoint_path=FILE`, and
 """
 # The original is released under the MIT License.
 
-import re
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -31,7 +30,7 @@ from timm.models import generate_default_cfgs
 from torch import nn
 
 from ..kernels import neighborhood_attention
-from ._builder import StateDict, build_model, unwrap
+from ._builder import NEXT_STAGE, StateDict, build_model, rename, unwrap
 from ._maps import crop, pad
 from ._pyramid import Pyramid, Stage
 from ._registry import register_model
@@ -391,32 +390,14 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     if any(key.endswith(".attention.self.query.weight") for key in state_dict):
         state_dict = _from_hugging_face(state_dict)
     if any(key.startswith("patch_embed.") for key in state_dict):
-        state_dict = _rename(state_dict, _OFFICIAL)
-        # Official stages end with what ours begin with.
-        state_dict = {
-            re.sub(r"^stages\.(\d)\.(?=downsample)", _next_stage, key): value
-            for key, value in state_dict.items()
-        }
+        state_dict = rename(state_dict, (*_OFFICIAL, NEXT_STAGE))
     own = dict(model.named_parameters())
     return {key: fit_table(value, own.get(key)) for key, value in state_dict.items()}
 
 
-def _next_stage(match: re.Match[str]) -> str:
-    return f"stages.{int(match[1]) + 1}."
-
-
-def _rename(state_dict: StateDict, rules: tuple[tuple[str, str], ...]) -> StateDict:
-    renamed = {}
-    for key, value in state_dict.items():
-        for pattern, replacement in rules:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = value
-    return renamed
-
-
 def _from_hugging_face(state_dict: StateDict) -> StateDict:
     """Official names for those of `transformers`: projections joined, layer scales apart."""
-    state_dict = _rename(state_dict, _HUGGING_FACE)
+    state_dict = rename(state_dict, _HUGGING_FACE)
     for key in [key for key in state_dict if ".attn.query." in key]:
         parts = (state_dict.pop(key.replace("query", part)) for part in ("query", "key", "value"))
         state_dict[key.replace("query", "qkv")] = torch.cat(list(parts))
