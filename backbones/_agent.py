@@ -24,7 +24,7 @@ from ..kernels import AgentBias, agent_attention
 from ._builder import StateDict
 from .biformer import LocalEnhancement
 
-__all__ = ["AgentAttention", "AgentBiasTables", "SpatialReduction", "pool_agents"]
+__all__ = ["AgentAttention", "AgentBiasTables", "SpatialReductionAttention", "pool_agents"]
 
 Size = tuple[int, int]
 
@@ -168,7 +168,67 @@ class SpatialReduction(nn.Module):
         return self.norm(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-class AgentAttention(nn.Module):
+class SpatialReductionAttention(nn.Module):
+    """Attention of a map to itself or, as in PVT (arXiv 2102.12122), to a reduced map.
+
+    Takes and returns channels-last maps (B, H, W, C).
+
+    Args:
+        dim: Channels.
+        num_heads: Heads, a divisor of ``dim``.
+        sr_ratio: Tokens a side that a key and a value stand for.
+        proj_drop: Dropout after the projection.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, sr_ratio: int = 1, proj_drop: float = 0.0, **dd: Any
+    ):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} must be divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.sr_ratio = sr_ratio
+        if sr_ratio == 1:
+            self.qkv = nn.Linear(dim, 3 * dim, **dd)
+        else:
+            self.q = nn.Linear(dim, dim, **dd)
+            self.reduction = SpatialReduction(dim, sr_ratio, **dd)
+            self.kv = nn.Linear(dim, 2 * dim, **dd)
+        self.proj = nn.Linear(dim, dim, **dd)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, dim)
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        size: Sequence[int],
+        key_size: Sequence[int],
+    ) -> torch.Tensor:
+        """Attends from queries (B, H * W, C) to keys (B, h * w, C) of maps of the sizes given."""
+        out = F.scaled_dot_product_attention(*(self._split(x) for x in (q, k, v)))
+        return out.transpose(1, 2).flatten(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = key_size = x.shape[1:3]
+        if self.sr_ratio == 1:
+            q, k, v = self.qkv(x.flatten(1, 2)).chunk(3, -1)
+        else:
+            reduced = self.reduction(x)
+            key_size = reduced.shape[1:3]
+            q = self.q(x.flatten(1, 2))
+            k, v = self.kv(reduced.flatten(1, 2)).chunk(2, -1)
+        out = self.attend(q, k, v, size, key_size)
+        return self.proj_drop(self.proj(out.unflatten(1, size)))
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, sr_ratio={self.sr_ratio}"
+
+
+class AgentAttention(SpatialReductionAttention):
     """Agent attention with projections, biases and a depthwise convolution of the values.
 
     Takes and returns channels-last maps (B, H, W, C) of any size.
@@ -197,27 +257,14 @@ class AgentAttention(nn.Module):
         proj_drop: float = 0.0,
         **dd: Any,
     ):
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"dim {dim} must be divisible by num_heads {num_heads}")
-        self.num_heads = num_heads
-        self.sr_ratio = sr_ratio
+        super().__init__(dim, num_heads, sr_ratio, proj_drop, **dd)
         self.prefix_tokens = prefix_tokens
         grid, map_size = agent_grid(num_agents), to_2tuple(map_size)
         self.agent_shape = grid if agent_shape is None else tuple(to_2tuple(agent_shape))
-
-        if sr_ratio == 1:
-            self.qkv = nn.Linear(dim, 3 * dim, **dd)
-        else:
-            self.q = nn.Linear(dim, dim, **dd)
-            self.reduction = SpatialReduction(dim, sr_ratio, **dd)
-            self.kv = nn.Linear(dim, 2 * dim, **dd)
         biases = {"num_heads": num_heads, "agent_grid": grid, "prefix_tokens": prefix_tokens, **dd}
         self.key_bias = AgentBiasTables(map_size=self._key_size(map_size), **biases)
         self.query_bias = AgentBiasTables(map_size=map_size, **biases)
         self.dwc = LocalEnhancement(dim, 3, **dd)
-        self.proj = nn.Linear(dim, dim, **dd)
-        self.proj_drop = nn.Dropout(proj_drop)
 
     def _key_size(self, size: Size) -> Size:
         return tuple(max(side // self.sr_ratio, 1) for side in size)
@@ -226,9 +273,6 @@ class AgentAttention(nn.Module):
         """Makes the biases parameters of another map size."""
         self.key_bias.set_map_size(self._key_size(size))
         self.query_bias.set_map_size(size)
-
-    def _split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, dim)
 
     def attend(
         self,
@@ -266,18 +310,6 @@ class AgentAttention(nn.Module):
         if prefix:
             return torch.cat([out[:, :prefix], out[:, prefix:] + local], 1)
         return out + local
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        size = key_size = x.shape[1:3]
-        if self.sr_ratio == 1:
-            q, k, v = self.qkv(x.flatten(1, 2)).chunk(3, -1)
-        else:
-            reduced = self.reduction(x)
-            key_size = reduced.shape[1:3]
-            q = self.q(x.flatten(1, 2))
-            k, v = self.kv(reduced.flatten(1, 2)).chunk(2, -1)
-        out = self.attend(q, k, v, size, key_size)
-        return self.proj_drop(self.proj(out.unflatten(1, size)))
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, agent_shape={self.agent_shape}"
@@ -369,3 +401,37 @@ def _fit_bias(key: str, value: torch.Tensor, own: torch.Tensor | None) -> torch.
     if match[1] in ("rows", "columns"):
         value = resize_line(value, own.shape[2])
     return value
+
+
+def resize_positions(positions: torch.Tensor, size: Sequence[int], mode: str) -> torch.Tensor:
+    """Learned positions (1, H, W, C) of another map size."""
+    same = zip(size, positions.shape[1:3], strict=True)
+    if all(isinstance(a, int) and a == b for a, b in same):
+        return positions
+    resized = F.interpolate(
+        positions.float().permute(0, 3, 1, 2), tuple(size), mode=mode, align_corners=False
+    )
+    return resized.permute(0, 2, 3, 1).to(positions.dtype)
+
+
+def fit_positions(state_dict: StateDict, model: nn.Module) -> StateDict:
+    """Learned positions of maps in the size of the model's own: of official ones, (1, N, C), too.
+
+    Those that are not of a map of the model's shape are taken to be of a square one, and resized
+    bicubically. Positions of class tokens are not among them.
+    """
+    own = dict(model.named_parameters())
+    return {key: _fit_positions(key, value, own.get(key)) for key, value in state_dict.items()}
+
+
+def _fit_positions(key: str, value: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
+    if not key.endswith(".pos_embed") or own is None or value.shape[-1] != own.shape[-1]:
+        return value
+    if value.ndim == 3:
+        count, size = value.shape[1], own.shape[1:3]
+        if count != size[0] * size[1]:
+            size = (round(count**0.5),) * 2
+        if count != size[0] * size[1]:
+            return value
+        value = value.unflatten(1, size)
+    return resize_positions(value, own.shape[1:3], "bicubic")

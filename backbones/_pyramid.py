@@ -1,6 +1,6 @@
 """What backbones made of stages share: timm's contract over a stem, stages, a norm and a head."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -72,6 +72,7 @@ class Pyramid(nn.Module):
         global_pool: Pooling before the classifier.
         drop_rate: Dropout before the classifier.
         channels_last: Whether maps are (B, H, W, C) and not (B, C, H, W).
+        head_layer: Class of the classifier.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Pyramid(nn.Module):
         global_pool: str,
         drop_rate: float,
         channels_last: bool = False,
+        head_layer: Callable[..., nn.Module] = ClassifierHead,
         **dd: Any,
     ):
         super().__init__()
@@ -100,7 +102,7 @@ class Pyramid(nn.Module):
         self.stem = stem
         self.stages = nn.Sequential(*stages)
         self.norm = norm
-        self.head = ClassifierHead(
+        self.head = head_layer(
             self.num_features, num_classes, pool_type=global_pool, drop_rate=drop_rate, **dd
         )
         self.head_hidden_size = self.head.num_features
@@ -180,7 +182,7 @@ class Pyramid(nn.Module):
                 intermediates.append(self._to_nchw(self.norm(x) if norm and i == last else x))
         if intermediates_only:
             return intermediates
-        return self._to_nchw(self.norm(x) if i == last else x), intermediates
+        return self._to_output(self.norm(x) if i == last else x), intermediates
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
@@ -200,10 +202,14 @@ class Pyramid(nn.Module):
     def _to_nchw(self, x: torch.Tensor) -> torch.Tensor:
         return x.permute(0, 3, 1, 2) if self.channels_last else x
 
+    def _to_output(self, x: torch.Tensor) -> torch.Tensor:
+        """What the head takes, of the last stage."""
+        return self._to_nchw(x)
+
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Images (B, C, H, W) to the features of the last stage, NCHW."""
         check_size(self, x)
-        return self._to_nchw(self.norm(self.stages(self.stem(x))))
+        return self._to_output(self.norm(self.stages(self.stem(x))))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Features to logits, or to pooled features where ``pre_logits``."""
