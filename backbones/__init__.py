@@ -5,6 +5,7 @@ from .agent_deit import AgentDeiT
 from .agent_pvt import AgentPVT
 from .agent_swin import AgentSwin
 from .biformer import BiFormer
+from .dcal import DualCrossAttentionTransformer
 from .ela import ELAMobileNetV2, ELAResNet
 from .nat import NeighborhoodAttentionTransformer
 from .nat_isotropic import IsotropicTransformer
@@ -15,6 +16,7 @@ __all__ = [
     "AgentPVT",
     "AgentSwin",
     "BiFormer",
+    "DualCrossAttentionTransformer",
     "ELAMobileNetV2",
     "ELAResNet",
     "IsotropicTransformer",
