@@ -97,7 +97,7 @@ def rename(
 
 
 NEXT_STAGE = (
-    r"^stages\.(\d)\.(?=downsample)",
+    r"^(?:levels|layers)\.(\d)\.(?=downsample)",
     lambda match: f"stages.{int(match[1]) + 1}.",
 )
 """Rule for official stages that end with the downsampling that ours begin with."""

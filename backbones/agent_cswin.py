@@ -28,7 +28,6 @@ from timm.layers import calculate_drop_path_rates, to_2tuple
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from ..kernels import window_attention
 from ._agent import (
     AgentAttention,
     Size,
@@ -39,32 +38,12 @@ from ._agent import (
     set_map_size,
 )
 from ._builder import StateDict, build_model, rename, unwrap
-from ._maps import crop, pad
 from ._pyramid import Pyramid, Stage
 from ._registry import register_model
-from .biformer import LocalEnhancement
+from ._windows import StripeConv, attend_in_windows
 from .nat import ConvDownsample, NATBlock
 
 __all__ = ["AgentCSWin", "CrossShapedAttention"]
-
-
-class StripeEnhancement(LocalEnhancement):
-    """Depthwise convolution within windows of a map (LePE, CSWin, section 3.3).
-
-    Windows do not see each other: each is zero-padded at its border.
-    """
-
-    def forward(self, x: torch.Tensor, window: Size) -> torch.Tensor:
-        height, width = x.shape[1:3]
-        rows, columns = (
-            (side + length - 1) // length
-            for side, length in zip((height, width), window, strict=True)
-        )
-        x = pad(x, rows * window[0], columns * window[1])
-        x = x.unflatten(2, (columns, window[1])).unflatten(1, (rows, window[0])).transpose(2, 3)
-        windows = x.flatten(0, 2)  # (B * rows * columns, *window, C)
-        x = super().forward(windows).unflatten(0, x.shape[:3]).transpose(2, 3)
-        return crop(x.flatten(3, 4).flatten(1, 2), height, width)
 
 
 class CrossShapedAttention(nn.Module):
@@ -88,7 +67,8 @@ class CrossShapedAttention(nn.Module):
         **dd: Any,
     ):
         super().__init__()
-        branches = 1 if split_size is None else 2
+        axes = (2,) if split_size is None else (2, 1)
+        branches = len(axes)
         if dim % num_heads or num_heads % branches:
             raise ValueError(
                 f"dim {dim} must be divisible by num_heads {num_heads}, and these by the "
@@ -98,7 +78,7 @@ class CrossShapedAttention(nn.Module):
         self.split_size = split_size
         self.qkv = nn.Linear(dim, 3 * dim, **dd)
         self.lepe = nn.ModuleList(
-            StripeEnhancement(dim // branches, 3, **dd) for _ in range(branches)
+            StripeConv(dim // branches, split_size, axis, **dd) for axis in axes
         )
         self.proj = nn.Linear(dim, dim, **dd)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -111,16 +91,14 @@ class CrossShapedAttention(nn.Module):
         split = self.split_size
         if split is None:
             out = [self._whole(q[:, :, :, 0], k[:, :, :, 0], v[:, :, :, 0])]
-            windows = [(height, width)]
         else:
-            windows = [(height, split), (split, width)]
             out = [
-                window_attention(*(y[:, :, :, i] for y in (q, k, v)), window)
-                for i, window in enumerate(windows)
+                attend_in_windows(*(y[:, :, :, i] for y in (q, k, v)), stripe)
+                for i, stripe in enumerate([(height, split), (split, width)])
             ]
         out = [
-            y.flatten(3) + lepe(v[:, :, :, i].flatten(3), window)
-            for i, (y, lepe, window) in enumerate(zip(out, self.lepe, windows, strict=True))
+            y.flatten(3) + lepe(v[:, :, :, i].flatten(3))
+            for i, (y, lepe) in enumerate(zip(out, self.lepe, strict=True))
         ]
         return self.proj_drop(self.proj(torch.cat(out, -1)))
 

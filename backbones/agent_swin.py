@@ -26,7 +26,6 @@ from timm.layers import calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from ..kernels import window_attention
 from ._agent import (
     AgentAttention,
     Size,
@@ -40,6 +39,7 @@ from ._builder import NEXT_STAGE, StateDict, build_model, rename, unwrap
 from ._maps import crop, pad
 from ._pyramid import Pyramid, Stage
 from ._registry import register_model
+from ._windows import attend_in_windows
 from .nat import NATBlock, PatchMerging, PatchStem, fit_table, resize_table
 from .nat_isotropic import expand_table
 
@@ -91,19 +91,12 @@ class WindowAttention(nn.Module):
         side = 2 * window_size - 1
         self.rpb = nn.Parameter(resize_table(self.rpb, (side, side)).clone())
 
-    def _shift(self, height: int, width: int) -> int:
-        if not self.shifted:
-            return 0
-        is_larger = torch.sym_min(height, width) > self.window_size
-        return torch.sym_ite(is_larger, self.window_size // 2, 0)
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]
-        window = self.window_size
+        window, shift = self.window_size, self.window_size // 2 if self.shifted else 0
         x = pad(x, *((side + window - 1) // window * window for side in (height, width)))
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
-        shift = self._shift(height, width)
-        x = window_attention(q, k, v, (window, window), (shift, shift), expand_table(self.rpb))
+        x = attend_in_windows(q, k, v, (window, window), shift, expand_table(self.rpb))
         return self.proj_drop(self.proj(crop(x.flatten(3), height, width)))
 
     def extra_repr(self) -> str:
@@ -251,8 +244,8 @@ default_cfgs = generate_default_cfgs(
 _OFFICIAL = (
     (r"^patch_embed\.proj\.", "stem.conv."),
     (r"^patch_embed\.norm\.", "stem.norm."),
-    (r"^layers\.", "stages."),
     NEXT_STAGE,
+    (r"^layers\.", "stages."),
     (r"\.relative_position_bias_table$", ".rpb"),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
 )

@@ -373,6 +373,7 @@ _OFFICIAL = (
     (r"^patch_embed\.proj\.0\.", "stem.conv1."),
     (r"^patch_embed\.proj\.1\.", "stem.conv2."),
     (r"^patch_embed\.norm\.", "stem.norm."),
+    NEXT_STAGE,
     (r"^(?:levels|layers)\.", "stages."),
     (r"\.gamma([12])$", r".ls\1.gamma"),
     (r"^head\.(weight|bias)$", r"head.fc.\1"),
@@ -390,7 +391,7 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     if any(key.endswith(".attention.self.query.weight") for key in state_dict):
         state_dict = _from_hugging_face(state_dict)
     if any(key.startswith("patch_embed.") for key in state_dict):
-        state_dict = rename(state_dict, (*_OFFICIAL, NEXT_STAGE))
+        state_dict = rename(state_dict, _OFFICIAL)
     own = dict(model.named_parameters())
     return {key: fit_table(value, own.get(key)) for key, value in state_dict.items()}
 
