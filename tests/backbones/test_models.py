@@ -9,6 +9,7 @@ import torch
 from timm.models import is_model_in_modules
 
 import visattn  # noqa: F401
+from visattn.heads.dcal import DualCrossAttentionLoss
 
 MODELS = sorted(
     name
@@ -23,6 +24,11 @@ SHALLOW = {
     "biformer": {"depths": (1, 1, 2, 1)},
     "nat": {"depths": (1, 1, 2, 1), "embed_dim": 32},
     "dinat": {"depths": (1, 2, 2, 1), "embed_dim": 32},
+    "agent_deit": {"depth": 5, "embed_dim": 128},
+    "agent_pvt": {"depths": (1, 1, 2, 1), "embed_dims": (64, 64, 128, 128)},
+    "agent_swin": {"depths": (1, 1, 4, 1), "embed_dim": 32},
+    "agent_cswin": {"depths": (1, 1, 2, 1), "embed_dim": 32},
+    "dcal": {"depth": 4, "embed_dim": 48, "num_heads": 3},
     "elaresnet": {"layers": (1, 1, 1, 1), "zero_init_last": False},
     "elamobilenetv2": {"depth_multiplier": 0.4},
 }
@@ -36,6 +42,12 @@ KINDS = (
     "dinat_s_tiny",
     "dinat_isotropic_small",
     "vitrpb_small",
+    "agent_deit_base",
+    "agent_pvt_tiny",
+    "agent_swin_base",
+    "agent_swin_small",
+    "agent_cswin_tiny",
+    "dcal_deit_tiny_patch16",
     "elaresnet18_t",
     "elaresnet50_s",
     "elamobilenetv2_100_b",
@@ -53,6 +65,42 @@ def stride(model):
 
 def images(batch=2, height=64, width=64, channels=3):
     return torch.randn(batch, channels, height, width)
+
+
+def first(output):
+    """An output, or that of the first branch of a model which gives one of each."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def as_map(model, features, height=64, width=64):
+    """Features (B, C, H, W), also of a model whose features are tokens, some before those of it."""
+    features = first(features)
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    if not prefix:
+        return features
+    size = (height // stride(model), width // stride(model))
+    return features[:, prefix:].transpose(1, 2).unflatten(2, size)
+
+
+def logits(model, x):
+    """Logits that all features count in, where the model's own are of one token."""
+    if not getattr(model, "num_prefix_tokens", 0):
+        return model(x)
+    return model.get_classifier()(model.forward_features(x)).mean(1)
+
+
+def loss(model, x, targets):
+    """A loss that all parameters count in."""
+    out = model(x)
+    if isinstance(out, tuple):
+        return DualCrossAttentionLoss()(out, targets)
+    return torch.nn.functional.cross_entropy(logits(model, x), targets)
+
+
+def energy(output):
+    """Sum of squares of an output, or of all branches' outputs."""
+    outputs = output if isinstance(output, tuple) else (output,)
+    return sum(out.square().sum() for out in outputs if out is not None)
 
 
 def relative(actual, expected):
@@ -85,15 +133,16 @@ def test_default_cfg_states_the_model(name):
     assert model.num_classes == cfg["num_classes"]
     assert cfg["license"] and cfg["origin_url"] and cfg["paper_ids"]
     with torch.inference_mode():
-        features = create(name).eval().forward_features(images(1, *cfg["input_size"][1:]))
+        size = cfg["input_size"][1:]
+        features = as_map(model, create(name).eval().forward_features(images(1, *size)), *size)
     assert features.shape[1:] == (model.num_features, *cfg["pool_size"])
 
 
 def test_backward_gives_every_parameter_a_gradient(name):
     model = create(name, num_classes=5, drop_path_rate=0.1)
-    out = model(images(4))
-    assert out.shape == (4, 5)
-    torch.nn.functional.cross_entropy(out, torch.arange(4)).backward()
+    x = images(4)
+    assert first(model(x)).shape == (4, 5)
+    loss(model, x, torch.arange(4)).backward()
     without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without
 
@@ -104,7 +153,7 @@ def test_checkpointing_changes_no_gradient(name):
     again.set_grad_checkpointing()
     x = images()
     for m in (model, again):
-        m(x).square().sum().backward()
+        energy(m(x)).backward()
     for (key, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=lambda text, key=key: f"{key}: {text}")
 
@@ -114,7 +163,7 @@ def test_forward_is_features_then_head(name):
     x = images()
     features = model.forward_features(x)
     side = 64 // stride(model)
-    assert features.shape == (2, model.num_features, side, side)
+    assert as_map(model, features).shape == (2, model.num_features, side, side)
     torch.testing.assert_close(model.forward_head(features), model(x))
     pooled = model.forward_head(features, pre_logits=True)
     assert pooled.shape == (2, model.head_hidden_size)
@@ -127,7 +176,7 @@ def test_reset_classifier(name):
     model.reset_classifier(0)
     assert model(images()).shape == (2, model.head_hidden_size)
     model.reset_classifier(0, "")
-    assert model(images()).shape == model.forward_features(images()).shape
+    assert model(images()).shape == first(model.forward_features(images())).shape
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 97)])
@@ -156,10 +205,12 @@ def test_forward_intermediates(name):
     model = create(name).eval()
     x = images(1)
     last, every = model.forward_intermediates(x, norm=True)
-    torch.testing.assert_close(last, model.forward_features(x))
+    torch.testing.assert_close(last, first(model.forward_features(x)))
     if model.num_features == model.feature_info[-1]["num_chs"]:
-        torch.testing.assert_close(every[-1], last)
-    early = model.forward_intermediates(x, indices=[1], stop_early=True, intermediates_only=True)
+        torch.testing.assert_close(every[-1], as_map(model, last))
+    early = model.forward_intermediates(
+        x, indices=[1], norm=True, stop_early=True, intermediates_only=True
+    )
     torch.testing.assert_close(early, every[1:2])
 
 
