@@ -12,10 +12,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import nn
 
+from ...heads.dcal import DualCrossAttentionLoss
 from ..checkpoint import load_checkpoint
 from ..errors import ConfigError, DataError
 
-LOSSES = (
+_LOSSES_OF_ONE_OUTPUT = (
     timm.loss.SoftTargetCrossEntropy,
     timm.loss.LabelSmoothingCrossEntropy,
     timm.loss.BinaryCrossEntropy,
@@ -23,6 +24,7 @@ LOSSES = (
     timm.loss.AsymmetricLossSingleLabel,
     nn.CrossEntropyLoss,
 )
+LOSSES = (*_LOSSES_OF_ONE_OUTPUT, DualCrossAttentionLoss)
 for _loss in LOSSES:
     MODELS.register_module(module=_loss)
 
@@ -162,7 +164,7 @@ class ImageClassifier(BaseModel):
         if mode == "loss":
             if self.mixup is not None:
                 inputs, labels = self._mix(inputs, labels)
-            return {"loss": self.loss(self.backbone(inputs), labels)}
+            return {"loss": self._loss(self.backbone(inputs), labels)}
         logits = self.backbone(inputs)
         if mode == "tensor":
             return logits
@@ -176,6 +178,16 @@ class ImageClassifier(BaseModel):
             }
             for i, score in enumerate(scores)
         ]
+
+    def _loss(self, outputs: Any, labels: torch.Tensor) -> torch.Tensor:
+        of_one = isinstance(self.loss, _LOSSES_OF_ONE_OUTPUT)
+        if of_one and not isinstance(outputs, torch.Tensor):
+            raise ConfigError(
+                f"{type(self.backbone).__name__} gives several outputs in training, which "
+                f"{type(self.loss).__name__} does not take: set "
+                "model.loss=dict(type='DualCrossAttentionLoss')"
+            )
+        return self.loss(outputs, labels)
 
     def _mix(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if len(inputs) % 2:

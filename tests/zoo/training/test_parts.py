@@ -8,6 +8,7 @@ import torch
 from mmengine.hooks import Hook
 from timm.scheduler import CosineLRScheduler
 
+from visattn.zoo.errors import ConfigError
 from visattn.zoo.training.classifier import ImageClassifier, ImagePreprocessor
 from visattn.zoo.training.metrics import Accuracy
 from visattn.zoo.training.optim import parameter_groups
@@ -89,3 +90,31 @@ def test_accuracy_counts_ties_and_nan_as_wrong():
     scores = [[0.6, 0.3, 0.1], [0.3, 0.5, 0.2], [1 / 3, 1 / 3, 1 / 3], [math.nan] * 3]
     metric.process(None, [{"scores": torch.tensor(s), "label": 0} for s in scores])
     assert metric.evaluate(4) == {"accuracy/top1": 25.0, "accuracy/top2": 50.0}
+
+
+@pytest.fixture
+def branches():
+    """A backbone that gives several branches' outputs in training."""
+    return {
+        "model_name": "dcal_deit_tiny_patch16",
+        "num_classes": 3,
+        "depth": 2,
+        "embed_dim": 48,
+        "img_size": 32,
+    }
+
+
+@pytest.mark.parametrize("mixup", [None, {"mixup_alpha": 0.8, "label_smoothing": 0.0}])
+def test_losses_of_branches_are_combined(branches, mixup):
+    model = ImageClassifier(branches, loss={"type": "DualCrossAttentionLoss"}, mixup=mixup)
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    model.train()(images, labels, mode="loss")["loss"].backward()
+    assert model.backbone.loss_weights.grad.all()
+    scores = [sample["scores"] for sample in model.eval()(images, labels, mode="predict")]
+    torch.testing.assert_close(torch.stack(scores).sum(-1), torch.ones(4))
+
+
+def test_loss_of_one_output_names_the_remedy(branches):
+    model = ImageClassifier(branches).train()
+    with pytest.raises(ConfigError, match="type='DualCrossAttentionLoss'"):
+        model(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), mode="loss")
