@@ -107,18 +107,23 @@ class AgentBiasTables(nn.Module):
         return f"agent_grid={self.agent_grid}, map_size={self.map_size}"
 
 
+def _exact(x: torch.Tensor) -> torch.Tensor:
+    """In single precision at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def resize_line(table: torch.Tensor, length: int) -> torch.Tensor:
     """Biases (heads, agents, L) of a side of another length."""
     if isinstance(length, int) and length == table.shape[2]:
         return table
-    resized = F.interpolate(table.float(), length, mode="linear", align_corners=False)
+    resized = F.interpolate(_exact(table), length, mode="linear", align_corners=False)
     return resized.to(table.dtype)
 
 
 def resize_grid(table: torch.Tensor, before: Size, after: Size) -> torch.Tensor:
     """Biases (heads, agents, ...) of another grid of agents."""
     x = table.flatten(2).transpose(1, 2).unflatten(2, before)  # (heads, ..., rows, columns)
-    x = F.interpolate(x.float(), after, mode="bilinear", align_corners=False)
+    x = F.interpolate(_exact(x), after, mode="bilinear", align_corners=False)
     x = x.flatten(2).transpose(1, 2).unflatten(2, table.shape[2:])
     return x.to(table.dtype)
 
@@ -145,7 +150,7 @@ def pool_agents(x: torch.Tensor, grid: Size) -> torch.Tensor:
         return pooled.flatten(2).transpose(1, 2)
     # As products, which formats for exchange have at dynamic sizes.
     rows, columns = (_bins(size, count, x) for size, count in zip(x.shape[1:3], grid, strict=True))
-    return (rows @ (columns @ x).flatten(2)).unflatten(2, (grid[1], -1)).flatten(1, 2)
+    return (rows @ (columns @ x.contiguous()).flatten(2)).unflatten(2, (grid[1], -1)).flatten(1, 2)
 
 
 def _bins(size: int, count: int, like: torch.Tensor) -> torch.Tensor:
@@ -409,7 +414,7 @@ def resize_positions(positions: torch.Tensor, size: Sequence[int], mode: str) ->
     if all(isinstance(a, int) and a == b for a, b in same):
         return positions
     resized = F.interpolate(
-        positions.float().permute(0, 3, 1, 2), tuple(size), mode=mode, align_corners=False
+        _exact(positions).permute(0, 3, 1, 2), tuple(size), mode=mode, align_corners=False
     )
     return resized.permute(0, 2, 3, 1).to(positions.dtype)
 

@@ -140,7 +140,7 @@ class AgentCSWin(Pyramid):
             ``num_agents`` by default.
         split_sizes: Tokens that stripes are wide in each stage; a stage whose map, of an image of
             ``img_size``, is no larger attends to the whole map. By default 1, 2 and, in the other
-            stages, a 32nd of the shorter side of ``img_size``.
+            stages, a 32nd of the longer side of ``img_size``.
         mlp_ratio: Hidden over input channels of the MLPs.
         drop_rate: Dropout before the classifier.
         proj_drop_rate: Dropout after projections.
@@ -172,7 +172,7 @@ class AgentCSWin(Pyramid):
         if agent_shapes is None:
             agent_shapes = (None,) * len(depths)
         if split_sizes is None:
-            widest = max(min(img_size) // 32, 1)
+            widest = -(-max(img_size) // 32)
             split_sizes = (1, 2, *[widest] * len(depths))[: len(depths)]
         check_stages(
             len(depths),

@@ -130,7 +130,6 @@ class TokenStem(PatchEmbed):
             dim,
             flatten=False,
             output_fmt="NHWC",
-            dynamic_img_pad=True,
             **dd,
         )
 
@@ -143,10 +142,11 @@ class TokenStem(PatchEmbed):
         self.pos_drop = nn.Dropout(pos_drop)
 
     def forward(self, x: torch.Tensor) -> Tokens:
-        x = super().forward(x)
+        beyond = self.patch_size[0] - 1
+        x = super().forward(F.pad(x, (0, beyond, 0, beyond)))  # what is no whole patch is not read
         size = x.shape[1:3]
         x = x + resize_positions(self.pos_embed, size, "bicubic")
-        token = (self.cls_token + self.cls_pos_embed).expand(len(x), -1, -1)
+        token = (self.cls_token + self.cls_pos_embed).expand(x.shape[0], -1, -1)
         return Tokens(self.pos_drop(torch.cat([token.to(x.dtype), x.flatten(1, 2)], 1)), size)
 
     @torch.no_grad()

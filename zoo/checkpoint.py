@@ -120,14 +120,14 @@ def _unreadable(path: Path) -> str:
 def read_state_dict(path: str | Path) -> StateDict:
     """Reads the weights of a checkpoint: a bare state dict, or its ``state_dict`` or ``model``.
 
-    Of a training checkpoint that also has averaged weights (``model_ema``), these are the raw
-    ones.
+    Averaged weights come first where they are under timm's key, ``state_dict_ema``. Those under
+    ``model_ema`` do not count: the figures of who saves them are of the raw ones.
 
     Raises:
         CheckpointError: As ``read_checkpoint``, or if there are no weights in it.
     """
     content = read_checkpoint(path)
-    for key in ("state_dict", "model"):
+    for key in ("state_dict_ema", "state_dict", "model"):
         if isinstance(content.get(key), dict):
             content = content[key]
     tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
