@@ -356,7 +356,7 @@ def test_module_of_pvt_equals_the_official_one(ratio, expected):
     attn.load_state_dict(values)
     out = attn(12**0.5 * polynomial((1, 36, 8)).unflatten(1, (6, 6)))
     wanted = torch.tensor(expected, dtype=torch.float64)
-    torch.testing.assert_close(summary(out), wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(summary(out), wanted, rtol=1e-6, atol=1e-5)
 
 
 def class_token_attention():

@@ -1,0 +1,5 @@
+# torchrun --nproc-per-node=8 tools/train.py \
+#     configs/classification/agent_pvt/agent-pvt-small_8xb128_in1k.py --launcher pytorch
+_base_ = "agent-pvt-tiny_8xb128_in1k.py"
+
+model = dict(backbone=dict(model_name="agent_pvt_small"))
