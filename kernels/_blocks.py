@@ -10,6 +10,7 @@ import torch
 
 from ._jit import inline, jit
 from ._simd import (
+    COLUMNS,
     LANES,
     ROWS,
     broadcast,
@@ -65,8 +66,8 @@ def multiply(rows, vectors, depth, a, a_row, a_step, b, b_step, c, c_row, scale,
     ``a + i a_row + k a_step``; row k of B at ``b + k b_step`` and row i of C at ``c + i c_row``,
     both contiguous and readable to whole vectors.
     """
-    for j in range(0, vectors, 2):
-        wide = min(vectors - j, 2)
+    for j in range(0, vectors, COLUMNS):
+        wide = min(vectors - j, COLUMNS)
         right, i = b + 64 * j, 0
         while i < rows:
             count = _even_share(rows - i)

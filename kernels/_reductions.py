@@ -5,24 +5,26 @@ from numba import types
 from numba.extending import intrinsic
 
 from ._simd import (
+    _FLOAT,
     _I32,
     _INTS,
     _VECTOR,
     F32,
     LANES,
-    _constant,
+    WIDE_REGISTERS,
     _fma,
     _load,
-    _load_converted,
     _offset,
     _store,
     vector,
 )
 
-__all__ = ["TILE", "counted_loop", "inner_products_tile", "sum_columns", "sum_rows"]
+__all__ = ["TILE", "counted_loop", "inner_products_tile", "sums_of_lanes"]
 
 TILE = 4
 """Rows of either factor of ``inner_products_tile``."""
+HIGH, SHORT = (TILE, LANES) if WIDE_REGISTERS else (2, 8)
+"""Rows of the first factor, and lanes, that registers have room for."""
 
 _I64 = ir.IntType(64)
 
@@ -42,11 +44,12 @@ def counted_loop(builder, count, states, body):
     index = builder.phi(_I64)
     inside = [builder.phi(state.type) for state in states]
     updated = body(index, inside)
+    end = builder.block
     following = builder.add(index, _number(1))
     starts, nexts = (_number(0), *states), (following, *updated)
     for phi, start, value in zip((index, *inside), starts, nexts, strict=True):
         phi.add_incoming(start, entry)
-        phi.add_incoming(value, loop)
+        phi.add_incoming(value, end)
     builder.cbranch(builder.icmp_signed("<", following, count), loop, done)
 
     builder.position_at_end(done)
@@ -54,7 +57,7 @@ def counted_loop(builder, count, states, body):
     for start, value in zip(states, updated, strict=True):
         phi = builder.phi(start.type)
         phi.add_incoming(start, entry)
-        phi.add_incoming(value, loop)
+        phi.add_incoming(value, end)
         results.append(phi)
     return results
 
@@ -76,87 +79,18 @@ def _sums_of_lanes(builder, rows):
     return rows[0]
 
 
-def _load_first(builder, address, count):
-    """The first ``count`` of 16 floats, zeros beyond."""
-    return _load_converted(builder, 0, address, count)
-
-
 @intrinsic
-def sum_rows(typingctx, source, row, columns):
-    """The sums of 16 rows of floats."""
+def sums_of_lanes(typingctx, source, row):
+    """The sums of the lanes of 16 vectors, ``row`` bytes apart."""
 
     def codegen(context, builder, signature, args):
-        source, row, columns = args
+        source, row = args
+        vectors = [
+            _load(builder, _offset(builder, source, row, i), _VECTOR, 4) for i in range(LANES)
+        ]
+        return _sums_of_lanes(builder, vectors)
 
-        def body(index, sums):
-            first = builder.mul(index, _number(LANES))
-            start = builder.add(source, builder.mul(first, _number(F32)))
-            count = builder.sub(columns, first)
-            return [
-                builder.fadd(total, _load_first(builder, _offset(builder, start, row, i), count))
-                for i, total in enumerate(sums)
-            ]
-
-        zeros = [_constant(0.0)] * LANES
-        return _sums_of_lanes(
-            builder, counted_loop(builder, _vectors(builder, columns), zeros, body)
-        )
-
-    return vector(*[types.int64] * 3), codegen
-
-
-def _vectors(builder, count):
-    return builder.sdiv(builder.add(count, _number(LANES - 1)), _number(LANES))
-
-
-@intrinsic
-def sum_columns(typingctx, source, row, rows, columns, target):
-    """Writes the sums of at most 64 columns of floats, in whole vectors."""
-
-    def codegen(context, builder, signature, args):
-        source, row, rows, columns, target = args
-        end = builder.append_basic_block("end")
-        switch = builder.switch(_vectors(builder, columns), end)
-        for vectors in range(1, 5):
-            block = builder.append_basic_block(f"vectors{vectors}")
-            switch.add_case(_number(vectors), block)
-            builder.position_at_end(block)
-            _emit_sum_columns(builder, vectors, source, row, rows, columns, target)
-            builder.branch(end)
-        builder.position_at_end(end)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), codegen
-
-
-def _emit_sum_columns(builder, vectors, source, row, rows, columns, target):
-    unrolled = 4 // vectors
-    counts = [_number(LANES)] * vectors
-    counts[-1] = builder.sub(columns, _number(LANES * (vectors - 1)))
-
-    def add_rows(number):
-        def body(_, states):
-            start, *sums = states
-            for i in range(number):
-                for j, count in enumerate(counts):
-                    place = builder.add(start, _number(LANES * F32 * j))
-                    k = i * vectors + j
-                    sums[k] = builder.fadd(sums[k], _load_first(builder, place, count))
-                start = builder.add(start, row)
-            return [start, *sums]
-
-        return body
-
-    states = [source] + [_constant(0.0)] * (unrolled * vectors)
-    whole = builder.sdiv(rows, _number(unrolled))
-    states = counted_loop(builder, whole, states, add_rows(unrolled))
-    if unrolled > 1:
-        states = counted_loop(builder, builder.srem(rows, _number(unrolled)), states, add_rows(1))
-    for j in range(vectors):
-        total = states[1 + j]
-        for i in range(1, unrolled):
-            total = builder.fadd(total, states[1 + i * vectors + j])
-        _store(builder, total, builder.add(target, _number(LANES * F32 * j)), 4)
+    return vector(types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -166,23 +100,11 @@ def inner_products_tile(typingctx, vectors, a, a_row, b, b_row, c, c_row):
     def codegen(context, builder, signature, args):
         vectors, a, a_row, b, b_row, c, c_row = args
 
-        def body(index, sums):
-            shift = builder.mul(index, _number(LANES * F32))
-            left, right = (
-                [
-                    _load(builder, builder.add(_offset(builder, x, row, i), shift), _VECTOR, 4)
-                    for i in range(TILE)
-                ]
-                for x, row in ((a, a_row), (b, b_row))
-            )
-            return [
-                _fma(builder, left[i], right[j], sums[TILE * i + j])
-                for i in range(TILE)
-                for j in range(TILE)
-            ]
-
-        zeros = [_constant(0.0)] * TILE**2
-        sums = _sums_of_lanes(builder, counted_loop(builder, vectors, zeros, body))
+        sums = []
+        for top in range(0, TILE, HIGH):
+            start = _offset(builder, a, a_row, top)
+            sums += _inner_products(builder, vectors, start, a_row, b, b_row)
+        sums = _sums_of_lanes(builder, sums)
         for i in range(TILE):
             lanes = [TILE * i + j for j in range(TILE)]
             lanes = ir.Constant(ir.VectorType(_I32, TILE), lanes)
@@ -191,3 +113,28 @@ def inner_products_tile(typingctx, vectors, a, a_row, b, b_row, c, c_row):
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 7), codegen
+
+
+def _inner_products(builder, vectors, a, a_row, b, b_row):
+    """Inner products, lane by lane, of ``HIGH`` rows of A with ``TILE`` rows of B."""
+    kind = ir.VectorType(_FLOAT, SHORT)
+    zeros = ir.Constant(kind, [0.0] * SHORT)
+
+    def body(index, sums):
+        shift = builder.mul(index, _number(SHORT * F32))
+        left, right = (
+            [
+                _load(builder, builder.add(_offset(builder, x, row, i), shift), kind, 4)
+                for i in range(rows)
+            ]
+            for x, row, rows in ((a, a_row, HIGH), (b, b_row, TILE))
+        )
+        pairs = ((x, y) for x in left for y in right)
+        return [_fma(builder, x, y, total) for (x, y), total in zip(pairs, sums, strict=True)]
+
+    steps = builder.mul(vectors, _number(LANES // SHORT))
+    sums = counted_loop(builder, steps, [zeros] * (HIGH * TILE), body)
+    if SHORT == LANES:
+        return sums
+    all_lanes = ir.Constant(_INTS, list(range(LANES)))
+    return [builder.shuffle_vector(x, zeros, all_lanes) for x in sums]

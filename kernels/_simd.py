@@ -15,9 +15,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 __all__ = [
+    "COLUMNS",
     "F32",
     "LANES",
     "ROWS",
+    "WIDE_REGISTERS",
     "broadcast",
     "exp",
     "exp2",
@@ -61,8 +63,10 @@ def _wide_registers() -> bool:
     return "+avx512f" in features
 
 
-ROWS = 8 if _wide_registers() else 3
-"""Rows of a register tile of ``multiply_tile`` with two vectors of columns."""
+WIDE_REGISTERS = _wide_registers()
+"""Whether registers hold 16 floats, with masks for their lanes, and there are 32 of them."""
+ROWS, COLUMNS = (8, 2) if WIDE_REGISTERS else (6, 1)
+"""Most rows and vectors of columns of a register tile of ``multiply_tile``."""
 
 
 class _VectorType(types.Type):
@@ -127,7 +131,7 @@ def _call(builder, name, result, arguments, fastmath=()):
 
 
 def _fma(builder, x, y, z):
-    return _call(builder, "llvm.fma.v16f32", _VECTOR, [x, y, z])
+    return _call(builder, f"llvm.fma.v{x.type.count}f32", x.type, [x, y, z])
 
 
 def _lane_mask(builder, count):
@@ -305,27 +309,35 @@ def exp(typingctx, x):
     """Exponential of lanes at most 88; relative error below 2e-7; 0 far below -87."""
 
     def codegen(context, builder, signature, args):
-        # 2 ** (n + f), the fraction by a polynomial on [-0.5, 0.5], the whole by the exponent.
-        low = builder.fcmp_ordered("<", args[0], _constant(-87.3))
-        x = builder.select(low, _constant(-87.3), args[0])
-        t = builder.fmul(x, _constant(1.4426950408889634))
-        n = _call(builder, "llvm.rint.v16f32", _VECTOR, [t])
-        # x - n ln 2 in two steps keeps the digits that t would lose.
+        x = _at_least(builder, args[0], -127 * 0.6931471805599453)
+        rounded = _fma(builder, x, _constant(1.4426950408889634), _constant(_EXPONENT))
+        n = builder.fsub(rounded, _constant(_EXPONENT))
+        # x - n ln 2 in two steps keeps the digits that a multiple of log2(e) would lose.
         f = _fma(builder, n, _constant(-0.693359375), x)
         f = _fma(builder, n, _constant(2.12194440e-4), f)
         p = _constant(1.9875691500e-4)
-        for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5):
+        for c in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5, 1, 1):
             p = _fma(builder, p, f, _constant(c))
-        p = _fma(builder, p, builder.fmul(f, f), builder.fadd(f, _constant(1.0)))
-        whole = builder.fptosi(n, _INTS)
-        power = builder.shl(
-            builder.add(whole, ir.Constant(_INTS, [127] * LANES)),
-            ir.Constant(_INTS, [23] * LANES),
-        )
-        result = builder.fmul(p, builder.bitcast(power, _VECTOR))
-        return builder.select(low, _constant(0.0), result)
+        return builder.fmul(p, _power_of_2(builder, rounded))
 
     return vector(vector), codegen
+
+
+_EXPONENT = 12582912.0 + 127
+"""Added to n from -127 on it rounds to a whole number and leaves n + 127, the bits of a float's
+exponent, in the lowest bits of the sum."""
+
+
+def _at_least(builder, x, bound):
+    """The larger of lanes and a bound; keeps NaN."""
+    low = builder.fcmp_ordered("<", x, _constant(bound))
+    return builder.select(low, _constant(bound), x)
+
+
+def _power_of_2(builder, rounded):
+    """2 ** n of what ``_EXPONENT`` was added to; 0 for n = -127."""
+    bits = builder.shl(builder.bitcast(rounded, _INTS), ir.Constant(_INTS, [23] * LANES))
+    return builder.bitcast(bits, _VECTOR)
 
 
 @intrinsic
@@ -410,7 +422,7 @@ def _emit_tile(builder, rows, vectors, operands, accumulate):
 def multiply_tile(
     typingctx, rows, vectors, depth, a, a_row, a_step, b, b_step, c, c_row, scale, accumulate
 ):
-    """A register tile of a matrix product: at most ``ROWS`` rows by one or two vectors."""
+    """A register tile of a matrix product: at most ``ROWS`` rows by ``COLUMNS`` vectors."""
 
     def codegen(context, builder, signature, args):
         rows, vectors, *operands, accumulate = args
@@ -418,7 +430,7 @@ def multiply_tile(
         end = builder.append_basic_block("end")
         switch = builder.switch(builder.add(builder.mul(rows, two), vectors), end)
         for m in range(1, ROWS + 1):
-            for n in (1, 2):
+            for n in range(1, COLUMNS + 1):
                 block = builder.append_basic_block(f"tile{m}x{n}")
                 switch.add_case(ir.Constant(rows.type, 2 * m + n), block)
                 builder.position_at_end(block)
@@ -468,26 +480,117 @@ def _load_converted(builder, code, address, count):
     """The first ``count`` of 16 elements of a dtype, as floats, zeros beyond."""
     if code == 0:
         return _masked_load(builder, address, _FLOAT, count, "v16f32")
-    shorts = _masked_load(builder, address, _I16, count, "v16i16")
+    if WIDE_REGISTERS:
+        shorts = _masked_load(builder, address, _I16, count, "v16i16")
+    else:
+        shorts = _load_shorts(builder, address, count)
     if code == 1:
         return _bfloat16_to_float(builder, shorts)
     return builder.fpext(builder.bitcast(shorts, _HALVES), _VECTOR)
 
 
+def _load_shorts(builder, address, count):
+    """The first ``count`` of 16 shorts, zeros beyond, where there are no masked loads of them."""
+    whole = builder.icmp_signed(">=", count, ir.Constant(count.type, LANES))
+    return _choose(
+        builder,
+        whole,
+        lambda: _load(builder, address, _SHORTS, 2),
+        lambda: _load_in_pieces(builder, address, _at_least_0(builder, count)),
+    )
+
+
+def _load_in_pieces(builder, address, count):
+    """The first ``count`` shorts, less than 16: 1, 2, 4 and 8 of them by its bits."""
+    value = ir.Constant(ir.VectorType(_I16, 1), [0])
+    for lanes in (1, 2, 4, 8):
+        wanted = _has_bit(builder, count, lanes)
+        before = builder.and_(count, ir.Constant(count.type, -2 * lanes))
+        place = builder.add(address, builder.mul(before, ir.Constant(count.type, 2)))
+        both = ir.Constant(ir.VectorType(_I32, 2 * lanes), list(range(2 * lanes)))
+        zeros = ir.Constant(value.type, [0] * lanes)
+
+        def load_piece(value=value, place=place, both=both):
+            return builder.shuffle_vector(_load(builder, place, value.type, 2), value, both)
+
+        def fill_up(value=value, zeros=zeros, both=both):
+            return builder.shuffle_vector(value, zeros, both)
+
+        value = _choose(builder, wanted, load_piece, fill_up)
+    return value
+
+
+def _choose(builder, condition, emit, emit_otherwise):
+    """The value of either of two pieces of code, of which one runs."""
+    with builder.if_else(condition) as (then, otherwise):
+        with then:
+            value, block = emit(), builder.block
+        with otherwise:
+            other, other_block = emit_otherwise(), builder.block
+    result = builder.phi(value.type)
+    result.add_incoming(value, block)
+    result.add_incoming(other, other_block)
+    return result
+
+
+def _at_least_0(builder, count):
+    zero = ir.Constant(count.type, 0)
+    return builder.select(builder.icmp_signed(">", count, zero), count, zero)
+
+
+def _has_bit(builder, count, bit):
+    bit, zero = ir.Constant(count.type, bit), ir.Constant(count.type, 0)
+    return builder.icmp_signed("!=", builder.and_(count, bit), zero)
+
+
+def _converted(builder, code, value):
+    """Floats, or the shorts that stand for them in a dtype."""
+    if code == 1:
+        return _float_to_bfloat16(builder, value)
+    if code == 2:
+        return builder.bitcast(builder.fptrunc(value, _HALVES), _SHORTS)
+    return value
+
+
 def _store_converted(builder, code, value, address, count):
     """Writes the first ``count`` lanes in a dtype."""
-    if code == 1:
-        value = _float_to_bfloat16(builder, value)
-    elif code == 2:
-        value = builder.bitcast(builder.fptrunc(value, _HALVES), _SHORTS)
-    name, align = ("v16f32", 4) if code == 0 else ("v16i16", 2)
-    arguments = [
-        value,
-        _pointer(builder, address, value.type),
-        ir.Constant(_I32, align),
-        _lane_mask(builder, count),
-    ]
-    _call(builder, f"llvm.masked.store.{name}.p0", ir.VoidType(), arguments)
+    value = _converted(builder, code, value)
+    if WIDE_REGISTERS:
+        name, align = ("v16f32", 4) if code == 0 else ("v16i16", 2)
+        pointer, align = _pointer(builder, address, value.type), ir.Constant(_I32, align)
+        arguments = [value, pointer, align, _lane_mask(builder, count)]
+        _call(builder, f"llvm.masked.store.{name}.p0", ir.VoidType(), arguments)
+        return
+    whole = builder.icmp_signed(">=", count, ir.Constant(count.type, LANES))
+    with builder.if_else(whole, likely=True) as (then, otherwise):
+        with then:
+            _store(builder, value, address, 2 if code else 4)
+        with otherwise:
+            _store_in_pieces(builder, value, address, count)
+
+
+def _store_in_pieces(builder, value, address, count):
+    """Writes the first ``count`` lanes, less than 16: 8, 4, 2 and 1 of them by its bits.
+
+    Without wide registers there are no masked stores of shorts, and those of floats can take tens
+    of cycles.
+    """
+    element = value.type.element
+    size = element.width // 8 if isinstance(element, ir.IntType) else 4
+    count = _at_least_0(builder, count)
+    for lanes in (8, 4, 2, 1):
+        low, high = (
+            builder.shuffle_vector(
+                value, value, ir.Constant(ir.VectorType(_I32, lanes), list(places))
+            )
+            for places in (range(lanes), range(lanes, 2 * lanes))
+        )
+        wanted = _has_bit(builder, count, lanes)
+        with builder.if_then(wanted):
+            _store(builder, low, address, size)
+        shift = ir.Constant(address.type, lanes * size)
+        address = builder.select(wanted, builder.add(address, shift), address)
+        value = builder.select(wanted, high, low)
 
 
 @intrinsic(prefer_literal=True)
@@ -545,20 +648,47 @@ def load_transposed(typingctx, dtype, source, source_row, rows, columns, target,
 
     def codegen(context, builder, signature, args):
         _, source, source_row, rows, columns, target, target_row = args
-        block = [
-            _load_converted(
-                builder,
-                dtype.literal_value,
-                _offset(builder, source, source_row, i),
-                _lanes_of_row(builder, i, rows, columns),
-            )
-            for i in range(LANES)
-        ]
+        code = dtype.literal_value
+
+        if WIDE_REGISTERS or code == 0:
+            block = [
+                _load_converted(
+                    builder,
+                    code,
+                    _offset(builder, source, source_row, i),
+                    _lanes_of_row(builder, i, rows, columns),
+                )
+                for i in range(LANES)
+            ]
+        else:
+            block = _load_row_by_row(builder, code, source, source_row, rows, columns)
         for i, row in enumerate(_transposed(builder, block)):
             _store(builder, row, _offset(builder, target, target_row, i), 4)
         return context.get_dummy_value()
 
     return types.void(dtype, *[types.int64] * 6), codegen
+
+
+def _load_row_by_row(builder, code, source, source_row, rows, columns):
+    """A block of vectors by a loop, so that the code for parts of vectors is there once."""
+    block = cgutils.alloca_once(builder, ir.ArrayType(_VECTOR, LANES))
+    with cgutils.for_range(builder, ir.Constant(rows.type, LANES)) as loop:
+        inside = builder.icmp_signed("<", loop.index, rows)
+        count = builder.select(inside, columns, ir.Constant(columns.type, 0))
+        row = builder.add(source, builder.mul(source_row, loop.index))
+        _store_in_block(builder, block, loop.index, _load_converted(builder, code, row, count))
+    return [_load_from_block(builder, block, ir.Constant(rows.type, i)) for i in range(LANES)]
+
+
+def _store_in_block(builder, block, index, value):
+    place = builder.gep(block, [ir.Constant(_I32, 0), index], inbounds=True)
+    builder.store(value, place).align = F32
+
+
+def _load_from_block(builder, block, index):
+    value = builder.load(builder.gep(block, [ir.Constant(_I32, 0), index], inbounds=True))
+    value.align = F32
+    return value
 
 
 @intrinsic(prefer_literal=True)
@@ -574,17 +704,39 @@ def store_transposed(typingctx, dtype, source, source_row, target, target_row, r
             _load(builder, _offset(builder, source, source_row, i), _VECTOR, 4)
             for i in range(LANES)
         ]
-        for i, row in enumerate(_transposed(builder, block)):
-            _store_converted(
-                builder,
-                dtype.literal_value,
-                row,
-                _offset(builder, target, target_row, i),
-                _lanes_of_row(builder, i, rows, columns),
-            )
+        code, block = dtype.literal_value, _transposed(builder, block)
+
+        if not WIDE_REGISTERS:
+            _store_row_by_row(builder, code, block, target, target_row, rows, columns)
+            return context.get_dummy_value()
+        for i, row in enumerate(block):
+            count = _lanes_of_row(builder, i, rows, columns)
+            _store_converted(builder, code, row, _offset(builder, target, target_row, i), count)
         return context.get_dummy_value()
 
     return types.void(dtype, *[types.int64] * 6), codegen
+
+
+def _store_row_by_row(builder, code, rows, target, target_row, count, columns):
+    """Writes a block of vectors; parts of vectors by a loop, so that their code is there once."""
+    most = ir.Constant(count.type, LANES)
+    whole = builder.and_(
+        builder.icmp_signed(">=", count, most), builder.icmp_signed(">=", columns, most)
+    )
+    with builder.if_else(whole) as (then, otherwise):
+        with then:
+            for i, row in enumerate(rows):
+                place = _offset(builder, target, target_row, i)
+                _store(builder, _converted(builder, code, row), place, 2 if code else 4)
+        with otherwise:
+            block = cgutils.alloca_once(builder, ir.ArrayType(_VECTOR, LANES))
+            for i, row in enumerate(rows):
+                _store_in_block(builder, block, ir.Constant(count.type, i), row)
+            least = builder.select(builder.icmp_signed("<", count, most), count, most)
+            with cgutils.for_range(builder, least) as loop:
+                row = _load_from_block(builder, block, loop.index)
+                place = builder.add(target, builder.mul(target_row, loop.index))
+                _store_converted(builder, code, row, place, columns)
 
 
 @intrinsic(prefer_literal=True)
@@ -663,12 +815,10 @@ def exp2(typingctx, x):
     """2 to the power of lanes below 127; relative error below 2e-7; 0 far below -126."""
 
     def codegen(context, builder, signature, args):
-        # 2 ** (n + f), the fraction by a polynomial on [-0.5, 0.5]. Adding 1.5 * 2 ** 23 + 127
-        # rounds to a whole number and leaves n + 127, the exponent's bits, in the lowest bits.
-        low = builder.fcmp_ordered("<", args[0], _constant(-127.0))
-        x = builder.select(low, _constant(-127.0), args[0])
-        rounded = builder.fadd(x, _constant(12582912.0 + 127))
-        f = builder.fsub(x, builder.fsub(rounded, _constant(12582912.0 + 127)))
+        # 2 ** (n + f), the fraction by a polynomial on [-0.5, 0.5].
+        x = _at_least(builder, args[0], -127.0)
+        rounded = builder.fadd(x, _constant(_EXPONENT))
+        f = builder.fsub(x, builder.fsub(rounded, _constant(_EXPONENT)))
         p = _constant(1.5345812004e-4)
         for c in (
             1.3399931219e-3,
@@ -679,8 +829,7 @@ def exp2(typingctx, x):
             1.0,
         ):
             p = _fma(builder, p, f, _constant(c))
-        power = builder.shl(builder.bitcast(rounded, _INTS), ir.Constant(_INTS, [23] * LANES))
-        return builder.fmul(p, builder.bitcast(power, _VECTOR))
+        return builder.fmul(p, _power_of_2(builder, rounded))
 
     return vector(vector), codegen
 

@@ -1,4 +1,4 @@
-"""Work on all of torch's threads for kernels that release the interpreter lock.
+"""Work on all of torch's threads, for compiled kernels.
 
 Where torch brings GNU's OpenMP, kernels run on the very threads that torch's own operators run on:
 these spin for milliseconds after an operator, and other threads would have to share the cores with
@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from ._launch import launcher
+
 __all__ = ["parallel_for"]
 
 CHUNKS_PER_THREAD = 4
@@ -24,26 +26,23 @@ CACHE_LINE = 64
 MOST_KEPT = 2**24
 """Most bytes of scratch memory that are kept between calls, a thread."""
 
-_Work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
 _memory: list[torch.Tensor] = []
 """Scratch memory that is not in use."""
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
 
 
-def _find_openmp() -> Callable[..., None] | None:
-    """``GOMP_parallel`` of the library that torch has loaded."""
+def _find_openmp() -> int:
+    """Address of ``GOMP_parallel`` in the library that torch has loaded, or 0."""
     if sys.platform != "linux":
-        return None
+        return 0
     for path in Path(torch.__file__).parent.glob("lib/libgomp*.so*"):
         try:
             run = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_NOLOAD).GOMP_parallel
         except (OSError, AttributeError):
             continue
-        run.argtypes, run.restype = [_Work, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-        return run
-    return None
+        return ctypes.cast(run, ctypes.c_void_p).value
+    return 0
 
 
 _openmp = _find_openmp()
@@ -58,58 +57,63 @@ def parallel_for(
     get free; which thread takes which is left open, so a kernel must not let results depend on it.
 
     Args:
-        kernel: Function that releases the interpreter lock (``numba.njit(nogil=True)``).
+        kernel: Function compiled by ``jit``.
         tasks: Number of tasks; none is fine.
         *args: Further arguments.
         min_chunk: Fewest tasks worth a call of their own.
-        scratch: Bytes of memory for each call alone, the address of which then comes before
+        scratch: Bytes of memory for each thread alone, the address of which then comes before
             ``args``. It is kept for later calls, holds what the last one left, and starts a cache
             line.
+
+    Raises:
+        RuntimeError: If the kernel raises an error.
     """
     if tasks == 0:
         return
-    if scratch:
-        kernel = _with_scratch(kernel, scratch)
+    launch = launcher(kernel, scratch > 0)
     threads = min(torch.get_num_threads(), (tasks + min_chunk - 1) // min_chunk)
-    if threads == 1:
-        kernel(0, tasks, *args)
-        return
+    size = -(-scratch // CACHE_LINE) * CACHE_LINE
+    memory = _take_memory(threads * size + CACHE_LINE) if scratch else None
+    place = -(-memory.data_ptr() // CACHE_LINE) * CACHE_LINE if scratch else 0
     chunk = max(-(-tasks // (threads * CHUNKS_PER_THREAD)), min_chunk)
-    starts = iter(range(0, tasks, chunk))
-    errors: list[BaseException] = []
-
-    def work(_: Any = None) -> None:
-        try:
-            for start in starts:
-                kernel(start, min(start + chunk, tasks), *args)
-        except BaseException as error:
-            errors.append(error)
-
-    # Nobody may return while a thread still writes to the caller's tensors.
-    if _openmp is not None:
-        _openmp(_Work(work), None, threads, 0)
+    if threads == 1:
+        failed = launch(0, 1, 0, tasks, tasks, place, size, args)
+    elif _openmp:
+        failed = launch(_openmp, threads, 0, tasks, chunk, place, size, args)
     else:
-        pool = _get_pool(threads - 1)
-        others = [pool.submit(work) for _ in range(threads - 1)]
-        work()
-        for other in others:
-            # Those that have not begun have nothing left to do.
-            if not other.cancel():
-                other.result()
-    if errors:
-        raise errors[0]
+        failed = _launch_on_pool(launch, threads, tasks, chunk, place, size, args)
+    if scratch and size <= MOST_KEPT:
+        _memory.append(memory)
+    if failed:
+        raise RuntimeError(f"the kernel {kernel.__name__} raised an error in {failed} calls")
 
 
-def _with_scratch(kernel: Callable[..., None], size: int) -> Callable[..., None]:
-    def call(begin: int, end: int, *args: Any) -> None:
-        memory = _take_memory(size + CACHE_LINE)
-        try:
-            kernel(begin, end, -(-memory.data_ptr() // CACHE_LINE) * CACHE_LINE, *args)
-        finally:
-            if size <= MOST_KEPT:
-                _memory.append(memory)
+def _launch_on_pool(
+    launch: Callable[..., int],
+    threads: int,
+    tasks: int,
+    chunk: int,
+    place: int,
+    size: int,
+    args: tuple[Any, ...],
+) -> int:
+    starts = iter(range(0, tasks, chunk))
 
-    return call
+    def work(memory: int) -> int:
+        return sum(
+            launch(0, 1, start, min(start + chunk, tasks), chunk, memory, size, args)
+            for start in starts
+        )
+
+    pool = _get_pool(threads - 1)
+    others = [pool.submit(work, place + i * size) for i in range(1, threads)]
+    try:
+        failed = work(place)
+    finally:
+        # Nobody may return while a thread still writes to the caller's tensors; those that have
+        # not begun have nothing left to do.
+        results = [other.result() for other in others if not other.cancel()]
+    return failed + sum(results)
 
 
 def _take_memory(size: int) -> torch.Tensor:
@@ -131,7 +135,7 @@ def _get_pool(size: int) -> ThreadPoolExecutor:
 
 def _forget_threads() -> None:
     global _openmp, _pool, _pool_size
-    _openmp, _pool, _pool_size = None, None, 0
+    _openmp, _pool, _pool_size = 0, None, 0
 
 
 os.register_at_fork(after_in_child=_forget_threads)

@@ -14,6 +14,7 @@ import torch
 
 from .._blocks import clear, copy_in, copy_in_transposed, copy_out, inner_product, padded, scale_row
 from .._jit import inline, jit
+from .._memory import empty
 from .._simd import (
     LANES,
     broadcast,
@@ -186,7 +187,7 @@ def _with_contiguous_rows(*tensors):
 def _empty_by_token(like, dim, dtype):
     """An uninitialised (B, heads, tokens, dim) in the order (B, tokens, heads, dim)."""
     batch, heads, tokens, _ = like.shape
-    return like.new_empty(batch, tokens, heads, dim, dtype=dtype).transpose(1, 2)
+    return empty(batch, tokens, heads, dim, dtype=dtype).transpose(1, 2)
 
 
 def _sizes(agents, x, y):

@@ -19,6 +19,7 @@ from .._simd import (
     _VECTOR,
     F32,
     LANES,
+    WIDE_REGISTERS,
     _constant,
     _fma,
     _load,
@@ -35,7 +36,7 @@ __all__ = ["convolve", "convolve_gradient", "pack", "packed_size", "unpack", "wo
 FLOAT = 0
 """Code of float32 for the functions of ``_blocks``."""
 VECTOR = LANES * F32
-ROWS = 8
+ROWS = 8 if WIDE_REGISTERS else 6
 """Most rows of a tile of ``_multiply_lanes``."""
 
 

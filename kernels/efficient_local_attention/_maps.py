@@ -23,11 +23,10 @@ from .._blocks import (
     scale_row,
 )
 from .._jit import inline, jit
-from .._reductions import sum_columns, sum_rows
+from .._reductions import sums_of_lanes
 from .._simd import (
     F32,
     LANES,
-    broadcast,
     fma,
     load,
     load_lanes,
@@ -36,7 +35,15 @@ from .._simd import (
     store,
     store_as,
 )
-from ._rows import MOST, gate_rows, stream, sum_positions, weigh_positions, weigh_rows
+from ._rows import (
+    MOST,
+    gate_rows,
+    stream,
+    sum_both_ways,
+    sum_positions,
+    weigh_positions,
+    weigh_rows,
+)
 
 __all__ = [
     "divide",
@@ -59,9 +66,11 @@ SLAB = 16384
 def work_size(chunk, height, width):
     """Floats of working memory for maps of a size."""
     high, wide = (-(-side // LANES) * LANES for side in (height, width))
-    strips = LANES * (3 * high + 4 * wide + 1)
-    slab = max(SLAB // F32, height * wide)
-    return max(strips + 3 * slab, 2 * width * (-(-chunk // LANES) * LANES)) + LANES
+    plane = height * width
+    slab = max(SLAB // F32, plane)
+    by_lanes = max(SLAB // (plane * F32), 1) * height
+    planes = LANES * (3 * high + 4 * wide + by_lanes + 1) + 2 * slab
+    return max(planes, 2 * width * (-(-chunk // LANES) * LANES)) + LANES
 
 
 @inline
@@ -89,10 +98,11 @@ def sum_planes(form, x, count, layout, z, work):
     height, width, top, left, column = layout
     code, _, _ = form
     plane, side = height * width, padded(width) * F32
+    step = max(SLAB // (plane * F32), 1)
     rows = work
     columns = rows + (height + 1) * VECTOR
-    slab = columns + LANES * side
-    step = max(SLAB // (plane * F32), 1)
+    by_lanes = columns + LANES * side
+    slab = by_lanes + step * height * VECTOR
     for n in range(0, count, LANES):
         planes = min(count - n, LANES)
         for p in range(0, planes, step):
@@ -101,14 +111,16 @@ def sum_planes(form, x, count, layout, z, work):
             source, _ = _floats(code, source, 0, 1, some * plane, slab, 0)
             for k in range(some):
                 for j in range(0, width, MOST):
-                    sum_columns(
+                    sum_both_ways(
                         source + (k * plane + j) * F32,
                         width * F32,
                         height,
                         min(width - j, MOST),
                         columns + (p + k) * side + j * F32,
+                        by_lanes + k * height * VECTOR,
+                        j > 0,
                     )
-            _sum_rows(source, width * F32, some * height, width, rows + p * height * F32)
+            _sum_lanes_of(by_lanes, some * height, rows + p * height * F32)
         target = z + n // LANES * column
         copy_in_transposed(FLOAT, rows, height * F32, planes, height, target + top * VECTOR, VECTOR)
         copy_in_transposed(FLOAT, columns, side, planes, width, target + left * VECTOR, VECTOR)
@@ -116,18 +128,15 @@ def sum_planes(form, x, count, layout, z, work):
 
 
 @jit
-def _sum_rows(x, row, rows, columns, target):
-    """Sums of rows; the last 16 may overlap those before them."""
-    if rows >= LANES:
-        for i in range(0, rows, LANES):
-            start = min(i, rows - LANES)
-            store(target + start * F32, sum_rows(x + start * row, row, columns))
+def _sum_lanes_of(vectors, count, target):
+    """Writes the sum of the lanes of each vector; the last 16 may overlap those before them."""
+    if count >= LANES:
+        for i in range(0, count, LANES):
+            start = min(i, count - LANES)
+            store(target + start * F32, sums_of_lanes(vectors + start * VECTOR, VECTOR))
     else:
-        for i in range(rows):
-            total = broadcast(np.float32(0))
-            for j in range(0, columns, LANES):
-                total = total + load_lanes(x + i * row + j * F32, columns - j)
-            put(target + i * F32, reduce_add(total))
+        for i in range(count):
+            put(target + i * F32, reduce_add(load(vectors + i * VECTOR)))
 
 
 @jit
@@ -280,13 +289,13 @@ def sum_planes_gradient(form, x, grad, count, layout, y, dy, work):
     code, _, _ = form
     plane = height * width
     high, side = padded(height) * F32, padded(width) * F32
+    step = max(SLAB // (plane * F32), 1)
     row_gates, column_gates = work, work + LANES * high
     rows = column_gates + LANES * side
     columns = rows + (height + 1) * VECTOR
-    slab = columns + LANES * side
-    size = max(SLAB, height * side)
-    grad_slab, products = slab + size, slab + 2 * size
-    step = max(SLAB // (height * side), 1)
+    by_lanes = columns + LANES * side
+    slab = by_lanes + step * height * VECTOR
+    grad_slab = slab + max(SLAB, plane * F32)
     for n in range(0, count, LANES):
         planes = min(count - n, LANES)
         _take_out(y + n // LANES * column, planes, layout, row_gates, column_gates)
@@ -306,12 +315,11 @@ def sum_planes_gradient(form, x, grad, count, layout, y, dy, work):
                         min(width - j, MOST),
                         row_gates + (p + k) * high,
                         column_gates + (p + k) * side + j * F32,
-                        products + k * height * side + j * F32,
-                        side,
                         columns + (p + k) * side + j * F32,
+                        by_lanes + k * height * VECTOR,
+                        j > 0,
                     )
-            # Products with what is beyond the gates of columns are anything.
-            _sum_rows(products, side, some * height, width, rows + p * height * F32)
+            _sum_lanes_of(by_lanes, some * height, rows + p * height * F32)
         target = dy + n // LANES * column
         copy_in_transposed(FLOAT, rows, height * F32, planes, height, target + top * VECTOR, VECTOR)
         copy_in_transposed(FLOAT, columns, side, planes, width, target + left * VECTOR, VECTOR)

@@ -32,6 +32,7 @@ __all__ = [
     "end_streams",
     "gate_rows",
     "stream",
+    "sum_both_ways",
     "sum_positions",
     "weigh_positions",
     "weigh_rows",
@@ -161,45 +162,87 @@ def gate_rows(typingctx, x, out, row, rows, columns, gates, others, slopes, othe
 
 
 @intrinsic
-def weigh_rows(
-    typingctx, x, grad, row, rows, columns, gates, others, products, product_row, totals
-):
-    """Multiplies rows of x and of gradients with each other.
+def sum_both_ways(typingctx, x, row, rows, columns, column_sums, row_sums, accumulate):
+    """Writes the sums of columns, and the sums of each row by lanes, a vector a row.
 
-    Products by the gates of columns are written; those by the gates of rows are summed over rows.
+    The latter are added to what is there where ``accumulate``.
     """
 
     def codegen(context, builder, signature, args):
-        x, grad, row, rows, columns, gates, others, products, product_row, totals = args
+        x, row, rows, columns, column_sums, row_sums, accumulate = args
 
-        def emit(counts):
-            factors = [
-                _load(builder, _at(builder, others, j), _VECTOR, 4) for j in range(len(counts))
-            ]
-
+        def emit_loop(counts, accumulate):
             def body(index, states):
-                source, upstream, target, *sums = states
-                gate = _load_number(builder, gates, index)
+                source, target, *sums = states
+                total = _load(builder, target, _VECTOR, 4) if accumulate else None
                 for j, count in enumerate(counts):
                     value = _load_first(builder, source, j, count)
-                    value = builder.fmul(value, _load_first(builder, upstream, j, count))
-                    _store(builder, builder.fmul(value, factors[j]), _at(builder, target, j), 4)
-                    sums[j] = _fma(builder, value, gate, sums[j])
-                following = [
-                    builder.add(address, step)
-                    for address, step in ((source, row), (upstream, row), (target, product_row))
-                ]
-                return following + sums
+                    sums[j] = builder.fadd(sums[j], value)
+                    total = value if total is None else builder.fadd(total, value)
+                _store(builder, total, target, 4)
+                return [builder.add(source, row), _at(builder, target, 1), *sums]
 
-            states = [x, grad, products] + [_constant(0.0)] * len(counts)
-            _, _, _, *sums = counted_loop(builder, rows, states, body)
+            states = [x, row_sums] + [_constant(0.0)] * len(counts)
+            _, _, *sums = counted_loop(builder, rows, states, body)
             for j, total in enumerate(sums):
-                _store(builder, total, _at(builder, totals, j), 4)
+                _store(builder, total, _at(builder, column_sums, j), 4)
+
+        def emit(counts):
+            with builder.if_else(accumulate) as (then, otherwise):
+                with then:
+                    emit_loop(counts, True)
+                with otherwise:
+                    emit_loop(counts, False)
 
         _for_each_width(builder, columns, emit)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 10), codegen
+    return types.void(*[types.int64] * 6, types.boolean), codegen
+
+
+@intrinsic
+def weigh_rows(typingctx, x, grad, row, rows, columns, gates, others, totals, row_sums, accumulate):
+    """Multiplies rows of x and of gradients with each other.
+
+    Products by the gates of rows are summed over rows; those by the gates of columns are summed by
+    lanes, a vector a row, which is added to what is there where ``accumulate``.
+    """
+
+    def codegen(context, builder, signature, args):
+        x, grad, row, rows, columns, gates, others, totals, row_sums, accumulate = args
+
+        def emit_loop(counts, accumulate):
+            factors = [_load_first(builder, others, j, count) for j, count in enumerate(counts)]
+
+            def body(index, states):
+                source, upstream, target, *sums = states
+                gate = _load_number(builder, gates, index)
+                total = _load(builder, target, _VECTOR, 4) if accumulate else _constant(0.0)
+                for j, count in enumerate(counts):
+                    value = _load_first(builder, source, j, count)
+                    value = builder.fmul(value, _load_first(builder, upstream, j, count))
+                    total = _fma(builder, value, factors[j], total)
+                    sums[j] = _fma(builder, value, gate, sums[j])
+                _store(builder, total, target, 4)
+                following = [builder.add(address, row) for address in (source, upstream)]
+                return [*following, _at(builder, target, 1), *sums]
+
+            states = [x, grad, row_sums] + [_constant(0.0)] * len(counts)
+            _, _, _, *sums = counted_loop(builder, rows, states, body)
+            for j, total in enumerate(sums):
+                _store(builder, total, _at(builder, totals, j), 4)
+
+        def emit(counts):
+            with builder.if_else(accumulate) as (then, otherwise):
+                with then:
+                    emit_loop(counts, True)
+                with otherwise:
+                    emit_loop(counts, False)
+
+        _for_each_width(builder, columns, emit)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 9, types.boolean), codegen
 
 
 @intrinsic

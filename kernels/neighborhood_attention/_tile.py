@@ -9,7 +9,7 @@ from .._simd import (
     _FLOAT,
     _MASK,
     _VECTOR,
-    ROWS,
+    WIDE_REGISTERS,
     _constant,
     _fma,
     _load,
@@ -23,7 +23,7 @@ __all__ = ["TILES", "UNIFORM", "call_tiles", "lanes_of"]
 
 # For each number of rows of a register tile, the most columns. The sums, and a row and a column of
 # factors, fit the registers.
-COLUMNS = (8, 8, 5, 4) if ROWS == 8 else (4, 2)
+COLUMNS = (8, 8, 5, 4) if WIDE_REGISTERS else (4, 2)
 
 UNIFORM = 3
 """Number of edges that stands for one float in all lanes."""

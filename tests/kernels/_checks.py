@@ -1,12 +1,15 @@
 """What the tests of all kernels share."""
 
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 
 from visattn.kernels import _threads
+from visattn.kernels._launch import launcher as compile_launcher
 
 EPSILON = {torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
@@ -104,11 +107,18 @@ def poisoned_memory() -> Iterator[None]:
 
         return poisoned
 
-    def with_scratch(kernel, size):
-        def call(begin, end, *args):
-            line = _threads.CACHE_LINE
-            memory = torch.full(((size + line) // 4 + 1,), float("nan"))
-            kernel(begin, end, -(-memory.data_ptr() // line) * line, *args)
+    def launcher(kernel, with_scratch):
+        launch = compile_launcher(kernel, with_scratch)
+
+        def call(parallel, threads, begin, end, chunk, scratch, size, args):
+            failed = 0
+            for start in range(begin, end, chunk):
+                if size:
+                    floats = (ctypes.c_float * (size // 4)).from_address(scratch)
+                    np.ctypeslib.as_array(floats).fill(np.nan)
+                stop = min(start + chunk, end)
+                failed += launch(0, 1, start, stop, chunk, scratch, size, args)
+            return failed
 
         return call
 
@@ -116,5 +126,5 @@ def poisoned_memory() -> Iterator[None]:
         patch.setattr(torch, "empty", poison(torch.empty))
         patch.setattr(torch, "empty_like", poison(torch.empty_like))
         patch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
-        patch.setattr(_threads, "_with_scratch", with_scratch)
+        patch.setattr(_threads, "launcher", launcher)
         yield

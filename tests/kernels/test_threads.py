@@ -1,20 +1,20 @@
 """Work on several threads, and in forked processes."""
 
-import ctypes
 import multiprocessing
 import os
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numba import types
 from torch.utils.data import DataLoader, Dataset
 
 from visattn.kernels import _threads, window_attention
+from visattn.kernels._jit import jit
+from visattn.kernels._simd import get, put
 from visattn.kernels._threads import parallel_for
 
 OPENMP = [*(Path(torch.__file__).parent / "lib").glob("libgomp*.so*")]
@@ -24,60 +24,86 @@ OPENMP = [*(Path(torch.__file__).parent / "lib").glob("libgomp*.so*")]
 def two_threads(request, monkeypatch):
     """Two threads: of the OpenMP that torch brings, if any, and of a pool."""
     if request.param == "pool":
-        monkeypatch.setattr(_threads, "_openmp", None)
+        monkeypatch.setattr(_threads, "_openmp", 0)
     else:
-        assert _threads._openmp is not None
+        assert _threads._openmp
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
 
 
+give_way = types.ExternalFunction("sched_yield", types.int32())
+"""Lets another thread run; no compiler may keep what memory holds across it in registers."""
+
+
+@jit
+def add_step(begin, end, done, step):
+    for i in range(begin, end):
+        done[i] += step
+
+
 @pytest.mark.parametrize("tasks, min_chunk", [(0, 1), (1, 1), (7, 1), (100, 1), (100, 30)])
 def test_every_task_is_done_once(two_threads, tasks, min_chunk):
     done = np.zeros(tasks, int)
-
-    def kernel(begin, end, step):
-        done[begin:end] += step
-
-    parallel_for(kernel, tasks, 1, min_chunk=min_chunk)
+    parallel_for(add_step, tasks, done, 1, min_chunk=min_chunk)
     assert (done == 1).all()
 
 
+@jit
+def meet(begin, end, arrived, met):
+    """Waits for the other of two tasks, but not for ever."""
+    arrived[begin] = 1
+    for _ in range(10_000_000):
+        if arrived[1 - begin] == 1:
+            met[begin] = 1
+            return
+        give_way()
+
+
 def test_two_threads_work_at_once(two_threads):
-    meeting = threading.Barrier(2, timeout=10)
-    parallel_for(lambda begin, end: meeting.wait(), 2)
+    arrived, met = np.zeros((2, 2), int)
+    parallel_for(meet, 2, arrived, met)
+    assert met.all()
+
+
+@jit
+def fail_at_first(begin, end, state):
+    state[begin] = 1
+    if begin == 0:
+        raise ValueError
+    for _ in range(1000):
+        give_way()
+    state[begin] = 2
 
 
 def test_an_error_is_raised_after_all_have_stopped(two_threads):
-    working = []
-
-    def kernel(begin, end):
-        if begin == 0:
-            raise ZeroDivisionError
-        working.append(1)
-        time.sleep(0.05)
-        working.pop()
-
-    with pytest.raises(ZeroDivisionError):
-        parallel_for(kernel, 8)
-    assert not working
+    state = np.zeros(8, int)
+    with pytest.raises(RuntimeError, match="fail_at_first"):
+        parallel_for(fail_at_first, 8, state)
+    assert state.tolist() == [1] + [2] * 7
 
 
-def test_each_call_has_scratch_memory_of_its_own(two_threads):
-    meeting, places = threading.Barrier(2, timeout=10), []
+@jit
+def fill_scratch(begin, end, scratch, arrived, places, kept):
+    """Fills its memory, and looks at it again when the other task has filled its own."""
+    places[begin] = scratch
+    for i in range(16):
+        put(scratch + 64 * i, np.float32(begin))
+    arrived[begin] = 1
+    for _ in range(10_000_000):
+        if arrived[1 - begin] == 1:
+            break
+        give_way()
+    for i in range(16):
+        kept[begin] += get(scratch + 64 * i) == begin
 
-    def kernel(begin, end, scratch, size):
-        places.append(scratch)
-        meeting.wait()
-        assert scratch % 64 == 0
-        memory = np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(scratch))
-        memory[:] = begin
-        time.sleep(0.01)
-        assert (memory == begin).all()
 
-    parallel_for(kernel, 8, 1000, scratch=1000)
-    assert len(set(places)) == 2
+def test_each_thread_has_scratch_memory_of_its_own(two_threads):
+    arrived, places, kept = np.zeros((3, 2), int)
+    parallel_for(fill_scratch, 2, arrived, places, kept, scratch=1000)
+    assert kept.tolist() == [16, 16]
+    assert not (places % 64).any() and abs(places[0] - places[1]) >= 1000
 
 
 def attend() -> torch.Tensor:
@@ -120,11 +146,12 @@ def test_runs_on_threads_of_a_forked_process(two_threads):
 
 CODE = """
 import torch, visattn.kernels._jit as jit
-from visattn.kernels import _threads, window_attention
+from visattn.kernels import window_attention
+from visattn.kernels._launch import launcher
 x = torch.randn(1, 8, 8, 2, 16)
 window_attention(x, x, x, 4, impl="cpu")
 from visattn.kernels.window_attention import cpu
-stats = cpu._forward_windows.stats
+stats = launcher(cpu._forward_windows, False).stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
