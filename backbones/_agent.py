@@ -21,6 +21,7 @@ from timm.layers import to_2tuple, trunc_normal_
 from torch import nn
 
 from ..kernels import AgentBias, agent_attention
+from ..kernels.agent_attention.reference import dense_bias
 from ._builder import StateDict
 from .biformer import LocalEnhancement
 
@@ -205,6 +206,15 @@ class SpatialReductionAttention(nn.Module):
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, dim)
 
+    def project(self, x: torch.Tensor) -> tuple[Any, ...]:
+        """Queries (B, H * W, C), keys and values (B, h * w, C), and H and W, and h and w."""
+        size = x.shape[1:3]
+        if self.sr_ratio == 1:
+            return *self.qkv(x.flatten(1, 2)).chunk(3, -1), size, size
+        reduced = self.reduction(x)
+        q = self.q(x.flatten(1, 2))
+        return q, *self.kv(reduced.flatten(1, 2)).chunk(2, -1), size, reduced.shape[1:3]
+
     def attend(
         self,
         q: torch.Tensor,
@@ -218,16 +228,8 @@ class SpatialReductionAttention(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        size = key_size = x.shape[1:3]
-        if self.sr_ratio == 1:
-            q, k, v = self.qkv(x.flatten(1, 2)).chunk(3, -1)
-        else:
-            reduced = self.reduction(x)
-            key_size = reduced.shape[1:3]
-            q = self.q(x.flatten(1, 2))
-            k, v = self.kv(reduced.flatten(1, 2)).chunk(2, -1)
-        out = self.attend(q, k, v, size, key_size)
-        return self.proj_drop(self.proj(out.unflatten(1, size)))
+        out = self.attend(*self.project(x))
+        return self.proj_drop(self.proj(out.unflatten(1, x.shape[1:3])))
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, sr_ratio={self.sr_ratio}"
@@ -279,6 +281,24 @@ class AgentAttention(SpatialReductionAttention):
         self.key_bias.set_map_size(self._key_size(size))
         self.query_bias.set_map_size(size)
 
+    def pool(self, q: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+        """Agents (B, n, C): the queries (B, P + H * W, C) of a map of a size, pooled."""
+        return pool_agents(q[:, self.prefix_tokens :].unflatten(1, size), self.agent_shape)
+
+    def weights(self, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """What both softmaxes of ``forward(*args)`` give, which it does not store.
+
+        Returns:
+            Attention of agents to keys, (B, heads, n, P + h * w), and of queries to agents,
+            (B, heads, P + H * W, n).
+        """
+        q, k, _, size, key_size = self.project(*args)
+        agents, q, k = (self._split(x) for x in (self.pool(q, size), q, k))
+        scaled = agents * q.shape[-1] ** -0.5
+        key_bias = dense_bias(self.key_bias(key_size, self.agent_shape))
+        query_bias = dense_bias(self.query_bias(size, self.agent_shape)).transpose(1, 2)
+        return (scaled @ k.mT + key_bias).softmax(-1), (q @ scaled.mT + query_bias).softmax(-1)
+
     def attend(
         self,
         q: torch.Tensor,
@@ -300,9 +320,8 @@ class AgentAttention(SpatialReductionAttention):
             (B, P + H * W, C). Prefix tokens take no part in agents and convolution.
         """
         prefix = self.prefix_tokens
-        agents = pool_agents(q[:, prefix:].unflatten(1, size), self.agent_shape)
         out = agent_attention(
-            *(self._split(x) for x in (q, k, v, agents)),
+            *(self._split(x) for x in (q, k, v, self.pool(q, size))),
             key_bias=self.key_bias(key_size, self.agent_shape),
             query_bias=self.query_bias(size, self.agent_shape),
         )

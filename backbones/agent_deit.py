@@ -76,9 +76,11 @@ class Tokens(NamedTuple):
 class _OfTokens:
     """Attention modules of maps, for tokens (B, 1 + N, C) and the size of the map in them."""
 
+    def project(self, x: torch.Tensor, size: Size) -> tuple[Any, ...]:
+        return *self.qkv(x).chunk(3, -1), size, size
+
     def forward(self, x: torch.Tensor, size: Size) -> torch.Tensor:
-        q, k, v = self.qkv(x).chunk(3, -1)
-        return self.proj_drop(self.proj(self.attend(q, k, v, size, size)))
+        return self.proj_drop(self.proj(self.attend(*self.project(x, size))))
 
 
 class ClassTokenAttention(_OfTokens, SpatialReductionAttention):

@@ -36,6 +36,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from ..kernels import efficient_local_attention
+from ..kernels.efficient_local_attention import reference
 from ._builder import StateDict, build_model, keep_initial, unwrap
 from ._pyramid import SizeChecked
 from ._registry import register_model
@@ -126,9 +127,20 @@ class EfficientLocalAttention(nn.Module):
             torch.stack((self.gn_h.bias, self.gn_w.bias)),
         )
 
+    @property
+    def eps(self) -> float:
+        """Added to variances."""
+        return (self.gn if self.share else self.gn_h).eps
+
+    def gates(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gates of rows (B, C, H) and of columns (B, C, W) that a map is multiplied by."""
+        parameters = self.parameters_of_op()
+        if self.share:
+            parameters = (p[None] for p in parameters)
+        return reference.gates(x, *parameters, self.gn_groups, self.eps)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        eps = (self.gn if self.share else self.gn_h).eps
-        out = efficient_local_attention(x, *self.parameters_of_op(), self.gn_groups, eps)
+        out = efficient_local_attention(x, *self.parameters_of_op(), self.gn_groups, self.eps)
         return x + out if self.residual else out
 
     def extra_repr(self) -> str:

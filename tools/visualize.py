@@ -1,4 +1,8 @@
-"""Draws what a model's attention looks at: for BiFormer, the regions a query is routed to.
+"""Draws what a model's attention looks at from a pixel of an image.
+
+For BiFormer the regions that the query is routed to; for Agent Attention what its agents gather and
+who hears them; for NAT and DiNAT the neighborhood; for ELA the gates; for DCAL the rollout; and the
+attention of all other layers, those of timm's Vision Transformers too.
 
 python tools/visualize.py biformer_tiny photo.jpg --checkpoint FILE --query 120,80
 python tools/visualize.py CONFIG.py digit.png --checkpoint work_dirs/demo/epoch_20.pth
@@ -20,7 +24,13 @@ from torch import nn
 
 import visattn  # noqa: F401
 from visattn.tools._cli import run
-from visattn.zoo.attention import last_of_stages, plot_routing, routed_regions, routing_layers
+from visattn.zoo.attention import (
+    AttentionMap,
+    RoutingMap,
+    attention_layers,
+    attention_maps,
+    plot_attention,
+)
 from visattn.zoo.checkpoint import load_checkpoint
 from visattn.zoo.data.classification import read_image
 from visattn.zoo.errors import UserError
@@ -84,11 +94,13 @@ def choose_layers(
     """Layers by name, or the last ones of given stages, counted from 1; None for all stages."""
     if layers or not stages:
         return layers
-    by_stage = {int(n.split(".")[1]) + 1: n for n in last_of_stages(list(routing_layers(model)))}
+    names = [name for name in attention_layers(model) if name.startswith("stages.")]
+    by_stage = {int(name.split(".")[1]) + 1: name for name in names}
     missing = [stage for stage in stages if stage not in by_stage]
     if missing:
         raise UserError(
-            f"stage {missing[0]} does not route: choose among {', '.join(map(str, by_stage))}"
+            f"stage {missing[0]} has no attention to show: choose among "
+            f"{', '.join(map(str, by_stage)) or 'layers, with --layers'}"
         )
     return [by_stage[stage] for stage in stages]
 
@@ -118,7 +130,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--model-kwargs", nargs="+", default={}, action=ParseKwargs, metavar="KEY=VALUE"
     )
-    parser.add_argument("--out", default="routing.png", help="file to write (default: %(default)s)")
+    parser.add_argument(
+        "--out", default="attention.png", help="file to write (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 
@@ -131,17 +145,33 @@ def visualize(argv: Sequence[str] | None = None) -> None:
     x, y = args.query or (original.width / 2, original.height / 2)
     x, y = x * image.width / original.width, y * image.height / original.height
     layers = choose_layers(model, args.stage, args.layers)
-    maps = routed_regions(model, normalise(image, model), layers)
+    try:
+        maps = attention_maps(model, normalise(image, model), layers)
+    except AssertionError as error:
+        raise UserError(
+            f"{args.model} does not take an image of {image.width} x {image.height} pixels "
+            f"({error}): for timm's models give --model-kwargs dynamic_img_size=True"
+        ) from None
     title = f"{Path(args.model).stem}, {Path(args.image).name}"
-    figure = plot_routing(np.asarray(image), maps, (y, x), title)
+    figure = plot_attention(np.asarray(image), maps, (y, x), title)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.out, dpi=150)
     if args.checkpoint is None:
-        print("no --checkpoint: these are the routes of random weights")
-    for name, routing in maps.items():
-        region = routing.region_at(y, x)
-        print(f"{name}: region {region} looks at {sorted(routing.indices[region].tolist())}")
+        print("no --checkpoint: this is the attention of random weights")
+    for name, attention in maps.items():
+        print(f"{name}: {_describe(attention, y, x)}")
     print(f"written to {args.out}")
+
+
+def _describe(attention: AttentionMap, y: float, x: float) -> str:
+    if isinstance(attention, RoutingMap):
+        region = attention.region_at(y, x)
+        return f"region {region} looks at {sorted(attention.indices[region].tolist())}"
+    peaks = []
+    for title, heat in attention.panels(y, x).items():
+        row, column = divmod(int(heat.argmax()), heat.shape[1])
+        peaks.append(f"{title} is strongest at row {row}, column {column} of {tuple(heat.shape)}")
+    return "; ".join(peaks)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,11 +1,13 @@
 """What makes it a zoo: checkpoints, data, training glue and the bridge to OpenMMLab."""
 
+from importlib import import_module
 from typing import Any
+
+_LAZY = {"register_all": "registry", "attention_maps": "attention"}
+"""Where what ``visattn.zoo`` offers is, for importing it must stay light."""
 
 
 def __getattr__(name: str) -> Any:
-    if name == "register_all":
-        from .registry import register_all
-
-        return register_all
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

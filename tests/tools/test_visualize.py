@@ -43,6 +43,14 @@ def test_shows_the_stages_asked_for(image_file, tmp_path, capsys):
     assert "stages.1.blocks.0.attn" in printed and "stages.0" not in printed
 
 
+def test_shows_other_attention_than_routing(image_file, tmp_path, capsys):
+    out = str(tmp_path / "attention.png")
+    small = ["depths=(1,1,1,1)", "embed_dim=32"]
+    arguments = ["nat_mini", image_file, "--img-size", "64", "--out", out, "--model-kwargs", *small]
+    assert main(arguments) == 0
+    assert "stages.3.blocks.0.attn: attention is strongest at row" in capsys.readouterr().out
+
+
 def test_takes_a_checkpoint_with_other_classes(tmp_path):
     trained = build_model("biformer_tiny", model_kwargs={**KWARGS, "num_classes": 7})
     torch.save({"state_dict": trained.state_dict()}, tmp_path / "model.pth")
@@ -68,6 +76,7 @@ def test_takes_a_classification_config(image_file, tmp_path, capsys):
         (["biformer_tiny", "{image}", "--stage", "4"], "stage 4"),
         (["biformer_tiny", "{image}", "--query", "500,3"], "outside the image"),
         (["resnet18", "{image}"], "ResNet"),
+        (["vit_tiny_patch16_224", "{image}", "--img-size", "64"], "dynamic_img_size=True"),
     ],
 )
 def test_mistakes_are_named(image_file, arguments, message, capsys):
