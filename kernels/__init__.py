@@ -1,15 +1,18 @@
 """Maths on tensors: one folder an op; nothing here knows a model."""
 
-from . import _threads  # noqa: F401  hears of forks from now on
-from .agent_attention import AgentBias, agent_attention
-from .bilevel_routing_attention import bilevel_routing_attention, route_regions
-from .dispatch import use_impl
-from .efficient_local_attention import efficient_local_attention
-from .multi_query_pool import multi_query_pool, query_attention
-from .neighborhood_attention import neighborhood_attention
-from .roi_align import roi_align
-from .roi_unpool import roi_unpool
-from .window_attention import window_attention
+# Python that is run in the repository finds this folder under the name of another package, too, for
+# which `transformers` looks: under that name it is empty, so that operators are registered once.
+if __name__ == "visattn.kernels":
+    from . import _forks  # noqa: F401  hears of forks from now on
+    from .agent_attention import AgentBias, agent_attention
+    from .bilevel_routing_attention import bilevel_routing_attention, route_regions
+    from .dispatch import use_impl
+    from .efficient_local_attention import efficient_local_attention
+    from .multi_query_pool import multi_query_pool, query_attention
+    from .neighborhood_attention import neighborhood_attention
+    from .roi_align import roi_align
+    from .roi_unpool import roi_unpool
+    from .window_attention import window_attention
 
 __all__ = [
     "AgentBias",

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from . import _forks
 from ._launch import launcher
 
 __all__ = ["parallel_for"]
@@ -45,7 +46,7 @@ def _find_openmp() -> int:
     return 0
 
 
-_openmp = _find_openmp()
+_openmp = 0 if _forks.happened else _find_openmp()
 
 
 def parallel_for(

@@ -18,6 +18,11 @@ OPTIONAL = (
     "mmengine", "mmcv", "mmdet", "mmseg", "diffusers", "natten", "numba", "triton", "sklearn",
     "skimage", "albumentations", "matplotlib", "rich", "transformers",
 )  # fmt: skip
+FAMILIES = (
+    "biformer_tiny", "nat_mini", "vitrpb_small", "agent_deit_tiny", "agent_pvt_tiny",
+    "agent_swin_tiny", "agent_cswin_tiny", "elaresnet18_t", "elamobilenetv2_100_b",
+    "dcal_deit_tiny_patch16",
+)  # fmt: skip
 
 
 def run(code, cwd):
@@ -41,16 +46,23 @@ def test_cold_import_needs_nothing_optional(tmp_path):
 
         sys.meta_path[sys.meta_path.index(PathFinder)] = Finder
         import timm, torch, visattn
-        model = timm.create_model("biformer_tiny", num_classes=3, depths=(1, 1, 1, 1))
-        optimizer = torch.optim.SGD(model.parameters(), 0.01)
-        logits = model(torch.rand(2, 3, 64, 64))
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1]))
-        loss.backward()
-        optimizer.step()
-        assert model.eval()(torch.rand(1, 3, 64, 64)).isfinite().all()
+        for name in {FAMILIES!r}:
+            model = timm.create_model(name, num_classes=3)
+            optimizer = torch.optim.SGD(model.parameters(), 0.01)
+            logits = model(torch.rand(2, 3, 64, 64))
+            logits = logits[0] if isinstance(logits, tuple) else logits
+            torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1])).backward()
+            optimizer.step()
+            assert model.eval()(torch.rand(1, 3, 64, 64)).isfinite().all(), name
         """,
         tmp_path,
     )
+    assert result.returncode == 0, result.stderr
+
+
+def test_operators_are_registered_once_in_the_repository():
+    """There the folder `kernels` is on the path, and other packages look for one of that name."""
+    result = run("import kernels, mmengine.model, visattn.kernels as ours; ours.use_impl", ROOT)
     assert result.returncode == 0, result.stderr
 
 
