@@ -53,8 +53,10 @@ def count_macs(model: nn.Module, images: torch.Tensor) -> int:
     """
     counter = FlopCounterMode(display=False, custom_mapping=_NORMS)
     math = sdpa_kernel(SDPBackend.MATH)
+    # The counter's hooks expect that what modules return has a history, if it has gradients.
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
     with torch.inference_mode(), math, use_impl("reference"), counter:
-        model(images)
+        torch.func.functional_call(model, parameters, images)
     return counter.get_total_flops() // 2
 
 

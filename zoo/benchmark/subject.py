@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ...backbones.dcal import Branches
+from ...heads.dcal import DualCrossAttentionLoss
 from ...kernels import use_impl
 from ...kernels.dispatch import IMPLEMENTATIONS
 from ..errors import UserError
@@ -124,7 +126,12 @@ class Subject:
         self._raw_model.train()
         if self._optimizer is None:
             with torch.no_grad(), self._running():
-                classes = self._raw_model(self._images[:2]).shape[-1]
+                output = self._raw_model(self._images[:2])
+                # Some models give the logits of several branches, to train with.
+                self._loss = (
+                    DualCrossAttentionLoss() if isinstance(output, Branches) else F.cross_entropy
+                )
+                classes = (output.sa if isinstance(output, Branches) else output).shape[-1]
             self._labels = torch.randint(
                 classes, (self.settings.batch_size,), device=self.settings.device
             )
@@ -163,7 +170,7 @@ class Subject:
 
     def _backward(self) -> torch.Tensor:
         with self._running():
-            loss = F.cross_entropy(self._model(self._images), self._labels)
+            loss = self._loss(self._model(self._images), self._labels)
         self._scaler.scale(loss).backward()
         return loss.detach()
 
