@@ -2,6 +2,7 @@
 
 import copy
 import sys
+from functools import cache
 
 import pytest
 import timm
@@ -110,6 +111,17 @@ def relative(actual, expected):
 CHEAP = ("test_default_cfg", "test_too_small", "test_pretrained")
 
 
+@cache
+def built_differently():
+    """One of each group of models that are the same once depth and width are reduced."""
+    groups = {}
+    for name in (*KINDS, *MODELS):
+        model = create(name, device="meta")
+        shapes = [(key, *p.shape) for key, p in model.named_parameters()]
+        groups.setdefault(f"{model} {shapes}", name)
+    return set(groups.values())
+
+
 def pytest_generate_tests(metafunc):
     """Puts cheap questions to all models, others to one of each kind; the rest is heavy."""
     test = metafunc.function.__name__
@@ -117,6 +129,9 @@ def pytest_generate_tests(metafunc):
     if test == "test_pretrained_without_weights_raises":
         models = [name for name in MODELS if not timm.get_pretrained_cfg(name).has_weights]
     cheap = test.startswith(CHEAP)
+    if not cheap:
+        light = metafunc.config.option.markexpr == "not heavy"
+        models = KINDS if light else sorted(built_differently())
     names = [
         pytest.param(name, marks=() if cheap or name in KINDS else pytest.mark.heavy)
         for name in models
