@@ -19,7 +19,8 @@ from mmengine.registry import DATASETS, MODELS
 from mmengine.runner import find_latest_checkpoint
 from PIL import Image
 
-from .attention import RoutingMap, draw_routing, routed_regions, routing_layers
+from ..backbones.biformer import BiLevelRoutingAttention
+from .attention import RoutingMap, attention_layers, attention_maps, draw_routing, last_of_stages
 from .checkpoint import load_checkpoint
 from .config import load_config
 from .env import choices
@@ -166,12 +167,13 @@ def choose_samples(
 def _look(model: Any, item: dict[str, Any], prediction: dict[str, Any]) -> Sample:
     batch = {"inputs": item["inputs"][None]}
     inputs = model.data_preprocessor(batch)["inputs"]
-    routes = bool(routing_layers(model.backbone))
+    layers = attention_layers(model.backbone)
+    routing = [name for name, m in layers.items() if isinstance(m, BiLevelRoutingAttention)]
     return Sample(
         pixels=item["inputs"].permute(1, 2, 0).numpy(),
         label=prediction["label"],
         top=[(int(index), float(score)) for index, score in prediction["top"]],
-        routing=routed_regions(model.backbone, inputs) if routes else {},
+        routing=attention_maps(model.backbone, inputs, last_of_stages(routing)) if routing else {},
     )
 
 
