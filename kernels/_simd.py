@@ -706,12 +706,13 @@ def store_transposed(typingctx, dtype, source, source_row, target, target_row, r
         ]
         code, block = dtype.literal_value, _transposed(builder, block)
 
-        if not WIDE_REGISTERS:
+        if WIDE_REGISTERS:
+            for i, row in enumerate(block):
+                place = _offset(builder, target, target_row, i)
+                count = _lanes_of_row(builder, i, rows, columns)
+                _store_converted(builder, code, row, place, count)
+        else:
             _store_row_by_row(builder, code, block, target, target_row, rows, columns)
-            return context.get_dummy_value()
-        for i, row in enumerate(block):
-            count = _lanes_of_row(builder, i, rows, columns)
-            _store_converted(builder, code, row, _offset(builder, target, target_row, i), count)
         return context.get_dummy_value()
 
     return types.void(dtype, *[types.int64] * 6), codegen

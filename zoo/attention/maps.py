@@ -4,6 +4,7 @@ Maps are recomputed for one image by the layers themselves, as they run: fused o
 matrix of attention, and need none here.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -45,8 +46,8 @@ ROLLOUT = "rollout"
 Size = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class AttentionMap:
+@dataclass(frozen=True, kw_only=True)
+class AttentionMap(ABC):
     """What an image's tokens look at in one place of a model.
 
     Attributes:
@@ -71,12 +72,12 @@ class AttentionMap:
             )
         return int(y * self.map_size[0] / height), int(x * self.map_size[1] / width)
 
+    @abstractmethod
     def panels(self, y: float, x: float) -> dict[str, torch.Tensor]:
         """What there is to draw for the token at a pixel: maps (H, W), at least 0, by title."""
-        raise NotImplementedError(f"{type(self).__name__} must say what is to be drawn of it")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerMap(AttentionMap):
     """Attention weights of a layer whose values come from ``qkv`` or ``kv`` and go to ``proj``.
 
@@ -152,7 +153,7 @@ def _give_nothing(module: nn.Module, args: Any, output: torch.Tensor) -> torch.T
     return torch.zeros_like(output)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RoutingMap(LayerMap):
     """Where each region of a layer's map looks, for one image.
 
@@ -162,8 +163,8 @@ class RoutingMap(LayerMap):
         grid: Rows and columns of regions, and height and width of one in tokens, padding included.
     """
 
-    indices: torch.Tensor | None = None
-    grid: Grid | None = None
+    indices: torch.Tensor
+    grid: Grid
 
     def region_at(self, y: float, x: float) -> int:
         """Index of the region at a pixel."""
@@ -184,7 +185,7 @@ class RoutingMap(LayerMap):
         return top, left, bottom, right
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AgentMap(LayerMap):
     """What agents gather from the keys, and how queries listen to the agents.
 
@@ -193,8 +194,8 @@ class AgentMap(LayerMap):
         heard: Attention of the queries to each agent, mean of the heads, (n, H, W).
     """
 
-    gathered: torch.Tensor | None = None
-    heard: torch.Tensor | None = None
+    gathered: torch.Tensor
+    heard: torch.Tensor
 
     def panels(self, y: float, x: float) -> dict[str, torch.Tensor]:
         row, column = self.token_at(y, x)
@@ -206,7 +207,7 @@ class AgentMap(LayerMap):
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GateMap(AttentionMap):
     """What a layer multiplies its input by, which is the same for all queries.
 
@@ -220,7 +221,7 @@ class GateMap(AttentionMap):
         return {"gate": self.gate - self.gate.min()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RolloutMap(AttentionMap):
     """What the class token looks at through all layers, whatever the query.
 
@@ -322,10 +323,13 @@ def attention_maps(
             if name != ROLLOUT:
                 hook = read(name, _reader(known[name], model))
                 stack.enter_context(_hook(known[name].register_forward_pre_hook(hook)))
+        inputs: list[torch.Tensor] = []
+        for block in model.blocks if ROLLOUT in layers else ():
+            hook = block.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+            stack.enter_context(_hook(hook))
         model(image)
-    if ROLLOUT in layers:
-        with torch.no_grad():
-            maps[ROLLOUT] = _read_rollout(model, image)
+        if ROLLOUT in layers:
+            maps[ROLLOUT] = _read_rollout(model, inputs, size)
     return {name: maps[name] for name in layers}
 
 
@@ -371,7 +375,14 @@ def _read_tokens(
 ) -> LayerMap:
     size = tuple(model.patch_embed.dynamic_feat_size(image_size))
     prefix = args[0].shape[1] - size[0] * size[1]
-    return LayerMap(size, image_size, layer, args, size, prefix)
+    return LayerMap(
+        map_size=size,
+        image_size=image_size,
+        layer=layer,
+        args=args,
+        key_size=size,
+        prefix_tokens=prefix,
+    )
 
 
 def _read_routing(
@@ -399,24 +410,20 @@ def _read_agents(layer: AgentAttention, args: tuple[Any, ...], image_size: Size)
 def _read_gate(layer: EfficientLocalAttention, args: tuple[Any, ...], image_size: Size) -> GateMap:
     rows, columns = layer.gates(args[0])
     gate = (rows[0, :, :, None] * columns[0, :, None]).mean(0)
-    return GateMap(tuple(args[0].shape[-2:]), image_size, gate)
+    return GateMap(map_size=tuple(args[0].shape[-2:]), image_size=image_size, gate=gate)
 
 
-def _read_rollout(model: DualCrossAttentionTransformer, image: torch.Tensor) -> RolloutMap:
-    inputs: list[torch.Tensor] = []
-    with ExitStack() as stack:
-        for block in model.blocks:
-            hook = block.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-            stack.enter_context(_hook(hook))
-        stack.callback(model.train, model.training)
-        model.eval()(image)
+def _read_rollout(
+    model: DualCrossAttentionTransformer, inputs: list[torch.Tensor], image_size: Size
+) -> RolloutMap:
+    """The rollout of a model, given the inputs of its blocks."""
     scores = model.rollout_scores(inputs)
     selected = torch.zeros_like(scores)
     selected[0, model.select(scores)[0]] = 1
-    size = tuple(model.patch_embed.dynamic_feat_size(tuple(image.shape[-2:])))
+    size = tuple(model.patch_embed.dynamic_feat_size(image_size))
     return RolloutMap(
-        size,
-        tuple(image.shape[-2:]),
-        scores[0, 1:].unflatten(0, size),
-        selected[0, 1:].unflatten(0, size),
+        map_size=size,
+        image_size=image_size,
+        rollout=scores[0, 1:].unflatten(0, size),
+        selected=selected[0, 1:].unflatten(0, size),
     )
