@@ -27,13 +27,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates
+from timm.layers import DropPath, LayerScale, calculate_drop_path_rates
 from timm.models import generate_default_cfgs
 from torch import nn
 
 from ..kernels import bilevel_routing_attention, route_regions
 from ._builder import StateDict, build_model, unwrap
 from ._maps import crop, pad
+from ._mlp import Mlp
 from ._pyramid import Pyramid, Stage
 from ._registry import register_model
 

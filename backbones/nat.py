@@ -25,13 +25,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, LayerScale, Mlp, calculate_drop_path_rates, trunc_normal_
+from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, trunc_normal_
 from timm.models import generate_default_cfgs
 from torch import nn
 
 from ..kernels import neighborhood_attention
 from ._builder import NEXT_STAGE, StateDict, build_model, rename, unwrap
 from ._maps import crop, pad
+from ._mlp import Mlp
 from ._pyramid import Pyramid, Stage
 from ._registry import register_model
 

@@ -1,0 +1,129 @@
+"""The MLP is timm's, whichever way it is computed."""
+
+import pytest
+import timm.layers
+import torch
+from torch import nn
+
+from visattn.backbones import _mlp
+from visattn.backbones._mlp import Mlp
+
+SHAPE = (3, 37, 5, 16)
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Many blocks, the last one short, of maps that are small."""
+    monkeypatch.setattr(_mlp, "HIDDEN_PER_THREAD", 1)
+    monkeypatch.setattr(_mlp, "RECOMPUTE_FROM", 0)
+
+
+def pair(**kwargs):
+    torch.manual_seed(0)
+    ours, timms = Mlp(16, 40, **kwargs), timm.layers.Mlp(16, 40, **kwargs)
+    timms.load_state_dict(ours.state_dict())
+    return ours, timms
+
+
+def run(mlp, x):
+    x = x.clone().requires_grad_()
+    out = mlp(x)
+    wanted = [x, *(p for p in mlp.parameters() if p.requires_grad)]
+    return out, *torch.autograd.grad(out.sin().sum(), wanted)
+
+
+@pytest.mark.parametrize("bias", [True, False, (True, False)])
+@pytest.mark.parametrize("shape", [SHAPE, (300, 16), (0, 16)])
+def test_outputs_and_gradients_are_timms(bias, shape):
+    ours, timms = pair(bias=bias)
+    x = torch.randn(shape)
+    for a, b in zip(run(ours, x), run(timms, x), strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), timms(x))
+
+
+@pytest.mark.parametrize("frozen", [("fc1",), ("fc2",), ("fc1", "fc2")], ids="-".join)
+def test_frozen_layers_get_no_gradient(frozen):
+    mlps = pair()
+    for mlp in mlps:
+        for name in frozen:
+            mlp.get_submodule(name).requires_grad_(False)
+    x = torch.randn(SHAPE)
+    for a, b in zip(*(run(mlp, x) for mlp in mlps), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_takes_any_strides():
+    ours, timms = pair()
+    x = torch.randn(3, 16, 37, 5).permute(0, 2, 3, 1)
+    for a, b in zip(run(ours, x), run(timms, x), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_keeps_no_hidden_features_for_the_gradient():
+    ours, timms = pair()
+    x = torch.randn(SHAPE, requires_grad=True)
+    kept = {}
+    for name, mlp in (("ours", ours), ("timms", timms)):
+        sizes = kept[name] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(tuple(t.shape)) or t, lambda t: t
+        ):
+            mlp(x)
+    tokens = x.shape[:-1].numel()
+    assert any(torch.Size(s).numel() == tokens * 40 for s in kept["timms"])
+    assert not any(torch.Size(s).numel() == tokens * 40 for s in kept["ours"])
+
+
+@pytest.mark.parametrize("layer", ["fc1", "act", "fc2"])
+def test_hooks_on_its_layers_are_called(layer):
+    ours, _ = pair()
+    called = []
+    ours.get_submodule(layer).register_forward_hook(lambda *_: called.append(layer))
+    with torch.no_grad():
+        ours(torch.randn(SHAPE))
+    assert called == [layer]
+
+
+def test_replaced_layers_are_used():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    ours, timms = pair()
+    for mlp in (ours, timms):
+        doubled = Doubled(40, 16)
+        doubled.load_state_dict(mlp.fc2.state_dict())
+        mlp.fc2 = doubled
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), timms(x))
+
+
+@pytest.mark.parametrize("act_layer", [nn.ReLU, nn.SiLU, timm.layers.GELU])
+def test_other_activations_are_used(act_layer):
+    ours, timms = pair(act_layer=act_layer)
+    x = torch.randn(SHAPE)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), timms(x))
+
+
+def test_dropout_is_applied_in_training():
+    ours, _ = pair(drop=0.5)
+    x = torch.randn(SHAPE)
+    assert (ours.train()(x) == 0).float().mean() > 0.3
+    assert not (ours.eval()(x) == 0).any()
+
+
+def test_autocast_is_obeyed():
+    ours, _ = pair()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert ours(torch.randn(SHAPE)).dtype == torch.bfloat16
+
+
+def test_keeps_float64():
+    ours, timms = pair()
+    x = torch.randn(SHAPE, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.double()(x), timms.double()(x))
