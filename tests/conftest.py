@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import copy
 import itertools
 import json
 import os
@@ -180,7 +181,7 @@ def make_runner(classification_config, tmp_path):
     def make(name: str = "run", resume: bool = False, mode: str = "train", **sections):
         overrides = sections.pop("overrides", {})
         cfg = load_config(classification_config, overrides)
-        cfg.merge_from_dict(sections)
+        cfg.merge_from_dict(copy.deepcopy(sections))
         cfg.work_dir = str(tmp_path / name)
         cfg.experiment_name = f"{tmp_path.name}_{name}_{next(_run_numbers)}"
         cfg.resume = resume

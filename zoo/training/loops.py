@@ -1,4 +1,4 @@
-"""An epoch-based training loop that resumes inside an epoch as if it had never stopped.
+"""Training loops that resume inside an epoch as if they had never stopped.
 
 All randomness of a step is a function of the seed and of where the step is: the order of the images
 of seed and epoch; the augmentation of an image of its place in the epoch; and what the model draws
@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler
 
 from ..errors import DataError
@@ -103,7 +104,16 @@ class ResumableBatchSampler(Sampler):
 
 
 def make_resumable(loader: DataLoader) -> DataLoader:
-    """A loader of the same batches whose batch sampler is a ``ResumableBatchSampler``."""
+    """A loader of the same batches whose batch sampler is a ``ResumableBatchSampler``.
+
+    Raises:
+        DataError: If it has no batch.
+    """
+    if len(loader) == 0:
+        raise DataError(
+            f"{len(loader.dataset)} images make no batch of {loader.batch_size}: lower "
+            "train_dataloader.batch_size or set train_dataloader.drop_last=False"
+        )
     workers = {}
     if loader.num_workers:
         workers = {
@@ -121,6 +131,23 @@ def make_resumable(loader: DataLoader) -> DataLoader:
         worker_init_fn=loader.worker_init_fn,
         **workers,
     )
+
+
+def check_epoch_length(runner: Any, length: int) -> None:
+    """Raises where a resumed run had epochs of another length, in iterations; notes the length.
+
+    Raises:
+        DataError: If it had.
+    """
+    hub = runner.message_hub
+    before = hub.runtime_info.get("epoch_length", length)
+    if before != length:
+        raise DataError(
+            f"the run to resume had {before} iterations an epoch, this one has {length}: use the "
+            "same images, batch size and number of processes, or start a new run from its weights "
+            "with --cfg-options load_from=CHECKPOINT"
+        )
+    hub.update_info("epoch_length", length)
 
 
 @LOOPS.register_module()
@@ -146,30 +173,12 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
         dynamic_intervals: list[tuple[int, int]] | None = None,
     ):
         super().__init__(runner, dataloader, max_epochs, val_begin, val_interval, dynamic_intervals)
-        if len(self.dataloader) == 0:
-            raise DataError(
-                f"{len(self.dataloader.dataset)} images make no batch of "
-                f"{self.dataloader.batch_size}: lower train_dataloader.batch_size or set "
-                "train_dataloader.drop_last=False"
-            )
         self.dataloader = make_resumable(self.dataloader)
 
     def run(self) -> torch.nn.Module:
         """Trains from where the runner is to the last epoch."""
-        self._check_epoch_length()
+        check_epoch_length(self.runner, len(self.dataloader))
         return super().run()
-
-    def _check_epoch_length(self) -> None:
-        hub = self.runner.message_hub
-        length = len(self.dataloader)
-        before = hub.runtime_info.get("epoch_length", length)
-        if before != length:
-            raise DataError(
-                f"the run to resume had {before} iterations an epoch, this one has {length}: use "
-                "the same images, batch size and number of processes, or start a new run from its "
-                "weights with --cfg-options load_from=CHECKPOINT"
-            )
-        hub.update_info("epoch_length", length)
 
     def run_epoch(self) -> None:
         """Trains for what is left of the epoch."""
@@ -186,3 +195,82 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
         """Trains on one batch."""
         seed_all(self.runner.seed, get_rank(), self._iter)
         super().run_iter(idx, data_batch)
+
+
+class ResumableBatches(Iterator):
+    """Batches of one epoch after another, from any of them on.
+
+    Args:
+        loader: Loader.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, loader: DataLoader, seed: int):
+        self.loader = make_resumable(loader)
+        self.seed = seed
+        self.position = 0
+        self._batches: Iterator[Any] | None = None
+
+    @property
+    def epoch_length(self) -> int | None:
+        """Batches of an epoch; None where the sampler never ends one."""
+        sampler = self.loader.batch_sampler.sampler
+        return None if isinstance(sampler, InfiniteSampler) else len(self.loader)
+
+    def skip_iter(self, count: int) -> None:
+        """Passes over the next batches, unread."""
+        self.position += count
+        self._batches = None
+
+    def __next__(self) -> Any:
+        if self._batches is None:
+            self._batches = self._start()
+        batch = next(self._batches, None)
+        if batch is None:
+            batch = next(self._start())
+        self.position += 1
+        return batch
+
+    def _start(self) -> Iterator[Any]:
+        epoch, first = divmod(self.position, self.epoch_length or self.position + 1)
+        self.loader.batch_sampler.start(self.seed, epoch, first)
+        self._batches = iter(self.loader)
+        return self._batches
+
+
+@LOOPS.register_module()
+class ResumableIterTrainLoop(IterBasedTrainLoop):
+    """mmengine's iteration-based loop, resuming at the right batch without reading those before.
+
+    Args:
+        runner: Runner.
+        dataloader: Loader or its configuration.
+        max_iters: Iterations to train for.
+        val_begin: First iteration after which to validate.
+        val_interval: Iterations between validations.
+        dynamic_intervals: Pairs of (iteration, ``val_interval`` from then on).
+    """
+
+    def __init__(
+        self,
+        runner: Any,
+        dataloader: DataLoader | dict[str, Any],
+        max_iters: int,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+    ):
+        super().__init__(runner, dataloader, max_iters, val_begin, val_interval, dynamic_intervals)
+        self.dataloader_iterator = ResumableBatches(self.dataloader, runner.seed)
+        self.dataloader = self.dataloader_iterator.loader
+
+    def run(self) -> torch.nn.Module:
+        """Trains from where the runner is to the last iteration."""
+        if self.dataloader_iterator.epoch_length is not None:
+            check_epoch_length(self.runner, self.dataloader_iterator.epoch_length)
+        return super().run()
+
+    def run_iter(self, data_batch: dict[str, Any]) -> None:
+        """Trains on one batch."""
+        seed_all(self.runner.seed, get_rank(), self._iter)
+        super().run_iter(data_batch)

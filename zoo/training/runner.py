@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_distributed
-from mmengine.model import is_model_wrapper
+from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner as MMEngineRunner
@@ -26,7 +26,8 @@ class Runner(MMEngineRunner):
 
     What differs: checkpoints load strictly and never run code; data are checked against the model
     before training; the learning rate scales with the batch an optimiser step really sees;
-    ``compile`` compiles the backbone; processes without a GPU train together over gloo.
+    ``compile`` compiles the backbone; processes without a GPU train together over gloo; SyncBN is
+    BN where there is nothing to synchronise.
     """
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
@@ -36,7 +37,16 @@ class Runner(MMEngineRunner):
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
-        """Wraps the model for distributed training; all processes use the first one's buffers."""
+        """Wraps the model for distributed training; all processes use the first one's buffers.
+
+        Batch norms that synchronise over GPUs become plain ones where they cannot: without a GPU,
+        or with one process.
+        """
+        if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) and (
+            get_device() == "cpu" or not self.distributed
+        ):
+            self.logger.info("SyncBN needs several GPUs: it runs as BN here")
+            model = revert_sync_batchnorm(model)
         if self.distributed:
             model_wrapper_cfg = {
                 "type": "MMDistributedDataParallel",

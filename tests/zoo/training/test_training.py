@@ -38,10 +38,31 @@ RICH = {
 }
 
 
-@pytest.mark.parametrize("interrupted_at", [4, 9, 12])
-def test_resumed_run_equals_the_uninterrupted_one(make_runner, tmp_path, interrupted_at):
+LOOPS = {
+    "epochs": {},
+    "iterations": {
+        "train_cfg": {
+            "_delete_": True,
+            "type": "ResumableIterTrainLoop",
+            "max_iters": 18,
+            "val_interval": 9,
+        }
+    },
+    "endless sampler": {
+        "train_cfg": {"_delete_": True, "type": "ResumableIterTrainLoop", "max_iters": 18},
+        "train_dataloader": {"sampler": {"type": "InfiniteSampler"}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("loop", "interrupted_at"),
+    [("epochs", 4), ("epochs", 9), ("epochs", 12), ("iterations", 12), ("endless sampler", 4)],
+)
+def test_resumed_run_equals_the_uninterrupted_one(make_runner, tmp_path, loop, interrupted_at):
     """Within an epoch (9 iterations), at its end and in the next one; even with other workers."""
-    sections = {**RICH, "default_hooks": {"checkpoint": {"by_epoch": False, "interval": 1}}}
+    sections = {**RICH, **LOOPS[loop]}
+    sections["default_hooks"] = {"checkpoint": {"by_epoch": False, "interval": 1}}
     sections["default_hooks"]["checkpoint"]["max_keep_ckpts"] = -1
     whole = make_runner("whole", **sections)
     whole.train()
@@ -67,11 +88,21 @@ def test_resumed_run_equals_the_uninterrupted_one(make_runner, tmp_path, interru
     assert torch.equal(*loss) and len(loss[0]) == 18
 
 
-def test_resuming_with_another_epoch_length_is_refused(make_runner):
-    make_runner().train()
-    runner = make_runner(resume=True, overrides={"train_dataloader.batch_size": 6})
+@pytest.mark.parametrize("loop", ["epochs", "iterations"])
+def test_resuming_with_another_epoch_length_is_refused(make_runner, loop):
+    make_runner(**LOOPS[loop]).train()
+    runner = make_runner(resume=True, overrides={"train_dataloader.batch_size": 6}, **LOOPS[loop])
     with pytest.raises(ValueError, match="9 iterations an epoch, this one has 6"):
         runner.train()
+
+
+def test_synchronised_batch_norm_runs_in_one_process(make_runner):
+    runner = make_runner()
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.SyncBatchNorm(4))
+    model[1].running_mean.fill_(2.0)
+    wrapped = runner.wrap_model(None, model).train()
+    assert wrapped(torch.randn(2, 3, 5, 5)).shape == (2, 4, 5, 5)
+    assert wrapped.state_dict().keys() == model.state_dict().keys()
 
 
 def test_resume_without_a_checkpoint_starts(make_runner):
