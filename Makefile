@@ -7,7 +7,7 @@ VENV := .venv
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-heavy lint clean
+.PHONY: demo test test-heavy test-recipes lint clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,10 +25,13 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m visattn.zoo.demo
 
 test: $(VENV)/.natten lint
-	$(BIN)/pytest -n 2 --dist loadfile -m "not heavy"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not heavy and not recipes"
 
 test-heavy: $(VENV)/.natten
 	$(BIN)/pytest -n 2 --dist loadfile -m heavy
+
+test-recipes: $(VENV)/.natten
+	$(BIN)/pytest -n 2 --dist load -m recipes
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -1,0 +1,181 @@
+"""Embedded scenes in the layout of whatever data set a recipe reads, so that it runs as it is."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmdet.registry import DATASETS as DETECTION
+from mmengine.registry import DATASETS
+from mmseg.registry import DATASETS as SEGMENTATION
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+IMAGES = 4
+
+
+class Scenes:
+    """The first embedded scenes: images, semantic maps and objects.
+
+    Args:
+        root: Folder ``scenes`` of the embedded data.
+    """
+
+    def __init__(self, root: Path):
+        content = json.loads((root / "annotations/instances_train2017.json").read_text())
+        self.images = content["images"][:IMAGES]
+        self.objects = [o for o in content["annotations"] if o["image_id"] <= IMAGES]
+        self.folder = root
+
+    def picture(self, image: dict[str, Any]) -> Image.Image:
+        return Image.open(self.folder / "train2017" / image["file_name"]).convert("RGB")
+
+    def labels(self, image: dict[str, Any]) -> np.ndarray:
+        """Semantic map (H, W): 0 is background, 1 to 10 the digits."""
+        return np.array(Image.open(self.folder / "stuffthingmaps/train2017" / image["file_name"]))
+
+    def objects_of(self, image: dict[str, Any]) -> list[dict[str, Any]]:
+        return [o for o in self.objects if o["image_id"] == image["id"]]
+
+
+def dataset_configs(cfg: Any) -> Iterator[Any]:
+    """The innermost data sets of a data loader's configuration."""
+    inner = cfg.get("datasets") or ([cfg["dataset"]] if "dataset" in cfg else None)
+    if inner is None:
+        yield cfg
+    else:
+        for part in inner:
+            yield from dataset_configs(part)
+
+
+def write(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
+    """Writes what a data set reads below ``root``, and has the configuration read it from there."""
+    cfg["data_root"] = str(root)
+    _writer(cfg["type"])(cfg, num_classes, root, scenes)
+
+
+def _writer(kind: str) -> Callable[[Any, int, Path, Scenes], None]:
+    bases = {base.__name__ for base in _class(kind).__mro__}
+    for name, writer in _WRITERS.items():
+        if name in bases:
+            return writer
+    raise NotImplementedError(f"no stand-in for data sets of type {kind}")
+
+
+def _class(kind: str) -> type:
+    for registry in (DATASETS, DETECTION, SEGMENTATION):
+        if (found := registry.get(kind)) is not None:
+            return found
+    raise KeyError(kind)
+
+
+def _metainfo(cfg: Any) -> dict[str, Any]:
+    return {**getattr(_class(cfg["type"]), "METAINFO", {}), **(cfg.get("metainfo") or {})}
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def _write_folders(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
+    picture = scenes.picture(scenes.images[0]).resize((64, 64))
+    for label in range(num_classes):
+        _save(picture, root / f"{label:05d}" / "0.jpg")
+
+
+def _instances(cfg: Any, scenes: Scenes, names: list[str]) -> dict[str, Any]:
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+    objects = [
+        {**o, "category_id": (o["category_id"] - 1) % len(names) + 1} for o in scenes.objects
+    ]
+    return {"images": scenes.images, "annotations": objects, "categories": categories}
+
+
+def _write_coco(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
+    images = root / cfg["data_prefix"]["img"]
+    for image in scenes.images:
+        _save(scenes.picture(image), images / image["file_name"])
+    path = root / cfg["ann_file"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_instances(cfg, scenes, list(_metainfo(cfg)["classes"]))))
+
+
+def _write_panoptic(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
+    _write_coco(cfg, num_classes, root, scenes)
+    things = _metainfo(cfg)["thing_classes"]
+    path = root / cfg["ann_file"]
+    content = json.loads(path.read_text())
+    for category in content["categories"]:
+        category["isthing"] = int(category["name"] in things)
+    stuff = next(c["id"] for c in content["categories"] if not c["isthing"])
+    content["annotations"] = []
+    for image in scenes.images:
+        ids = np.full((image["height"], image["width"]), 1, np.int64)
+        segments = [{"id": 1, "category_id": stuff, "iscrowd": 0}]
+        for number, item in enumerate(scenes.objects_of(image), 2):
+            code = coco_mask.frPyObjects(item["segmentation"], image["height"], image["width"])
+            ids[coco_mask.decode(code).astype(bool)] = number
+            segments.append({"id": number, "category_id": item["category_id"], "iscrowd": 0})
+        for segment in segments:
+            rows, columns = np.nonzero(ids == segment["id"])
+            segment["area"] = len(rows)
+            left, top = int(columns.min()), int(rows.min())
+            segment["bbox"] = [left, top, int(columns.max()) - left, int(rows.max()) - top]
+        name = Path(image["file_name"]).with_suffix(".png").name
+        coded = np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8)
+        _save(Image.fromarray(coded), root / cfg["data_prefix"]["seg"] / name)
+        content["annotations"].append(
+            {"image_id": image["id"], "file_name": name, "segments_info": segments}
+        )
+    path.write_text(json.dumps(content))
+
+
+def _write_semantic(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
+    dataset = _class(cfg["type"])(lazy_init=True, test_mode=True, pipeline=[])
+    images = cfg.get("img_suffix", dataset.img_suffix)
+    maps = cfg.get("seg_map_suffix", dataset.seg_map_suffix)
+    for image in scenes.images:
+        stem = Path(image["file_name"]).stem
+        _save(scenes.picture(image), root / cfg["data_prefix"]["img_path"] / f"{stem}{images}")
+        labels = Image.fromarray(scenes.labels(image))
+        _save(labels, root / cfg["data_prefix"]["seg_map_path"] / f"{stem}{maps}")
+    if cfg.get("ann_file"):
+        path = root / cfg["ann_file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(Path(i["file_name"]).stem for i in scenes.images) + "\n")
+
+
+def _write_voc(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
+    folder = root / cfg["data_prefix"]["sub_data_root"]
+    names = _metainfo(cfg)["classes"]
+    path = root / cfg["ann_file"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(Path(i["file_name"]).stem for i in scenes.images) + "\n")
+    for image in scenes.images:
+        stem = Path(image["file_name"]).stem
+        _save(scenes.picture(image), folder / "JPEGImages" / f"{stem}.jpg")
+        objects = []
+        for item in scenes.objects_of(image):
+            left, top, width, height = item["bbox"]
+            objects.append(
+                f"<object><name>{names[(item['category_id'] - 1) % len(names)]}</name>"
+                f"<difficult>0</difficult><bndbox><xmin>{left + 1}</xmin><ymin>{top + 1}</ymin>"
+                f"<xmax>{left + width}</xmax><ymax>{top + height}</ymax></bndbox></object>"
+            )
+        annotation = folder / "Annotations" / f"{stem}.xml"
+        annotation.parent.mkdir(parents=True, exist_ok=True)
+        annotation.write_text(
+            f"<annotation><size><width>{image['width']}</width><height>{image['height']}</height>"
+            f"<depth>3</depth></size>{''.join(objects)}</annotation>"
+        )
+
+
+_WRITERS: dict[str, Callable[[Any, int, Path, Scenes], None]] = {
+    "ImageFolder": _write_folders,
+    "CocoPanopticDataset": _write_panoptic,
+    "CocoDataset": _write_coco,
+    "XMLDataset": _write_voc,
+    "BaseSegDataset": _write_semantic,
+}

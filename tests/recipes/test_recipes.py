@@ -1,0 +1,101 @@
+"""Every recipe builds its true model and trains, on small images of embedded data."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from _stand_in import Scenes, dataset_configs, write
+from mmengine.registry import DefaultScope
+
+import visattn
+from visattn.zoo.config import load_config
+from visattn.zoo.data.checks import declared_classes
+from visattn.zoo.data.embedded import make_embedded
+from visattn.zoo.training.runner import build_runner
+
+CONFIGS = Path(visattn.__file__).parent / "configs"
+RECIPES = sorted(
+    path
+    for path in CONFIGS.rglob("*.py")
+    if path.parent.parent.parent == CONFIGS
+    and path.parent.name != "_base_"
+    and not path.stem.endswith("_embedded")
+)
+BATCH = 2
+# Sizes in pipelines are divided by this, to multiples of 32.
+REDUCTION = {"classification": 3, "detection": 8, "segmentation": 5}
+SIZES = {"crop_size", "img_scale", "img_size", "scale", "scales", "size"}
+
+_runs = itertools.count()
+
+
+def smaller(node: Any, by: int) -> Any:
+    """The node with all sizes in pixels that it states divided."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in SIZES and key != "type" and _is_size(value):
+                node[key] = _divided(value, by)
+            else:
+                node[key] = smaller(value, by)
+    elif isinstance(node, (list, tuple)):
+        return type(node)(smaller(item, by) for item in node)
+    return node
+
+
+def _is_size(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(_is_size(item) for item in value)
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 32
+
+
+def _divided(value: Any, by: int) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_divided(item, by) for item in value)
+    return max(value // by // 32, 2) * 32
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    return Scenes(make_embedded(tmp_path_factory.mktemp("data") / "embedded") / "scenes")
+
+
+@pytest.mark.recipes
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_recipe_trains_its_true_model(path, scenes, tmp_path):
+    task = path.relative_to(CONFIGS).parts[0]
+    cfg = load_config(path)
+    for number, dataset in enumerate(dataset_configs(cfg.train_dataloader.dataset)):
+        write(dataset, declared_classes(cfg.model) or 1000, tmp_path / f"data{number}", scenes)
+    smaller(cfg.train_dataloader, REDUCTION[task])
+    smaller(cfg.model.get("data_preprocessor") or {}, REDUCTION[task])
+    cfg.train_dataloader.update(batch_size=BATCH, num_workers=0, persistent_workers=False)
+    for key in ("prefetch_factor", "pin_memory"):
+        cfg.train_dataloader.pop(key, None)
+    cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+    cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
+    cfg.train_cfg = {"type": "ResumableIterTrainLoop", "max_iters": 2, "val_interval": 10}
+    cfg.default_hooks.checkpoint = None
+    cfg.optim_wrapper.type = "OptimWrapper"
+    cfg.optim_wrapper.pop("dtype", None)
+    cfg.optim_wrapper.pop("loss_scale", None)
+    cfg.optim_wrapper.pop("accumulative_counts", None)
+    cfg.visualizer = {"type": "Visualizer", "vis_backends": []}
+    cfg.work_dir, cfg.log_level = str(tmp_path / "run"), "ERROR"
+    cfg.experiment_name = f"recipe_{next(_runs)}"
+
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        runner = build_runner(cfg)
+        before = {name: p.detach().clone() for name, p in trained(runner).items()}
+        runner.train()
+
+    losses = runner.message_hub.get_scalar("train/loss").data[0]
+    assert len(losses) == runner.iter == 2 and all(map(math.isfinite, losses))
+    moved = sum(not torch.equal(p, before[name]) for name, p in trained(runner).items())
+    assert moved > 0.5 * len(before)
+
+
+def trained(runner: Any) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in runner.bare_model.named_parameters() if p.requires_grad}
