@@ -19,6 +19,9 @@ from ..data.checks import check_dataset
 from ..data.classification import require_folder
 from ..errors import ConfigError
 
+AUTO = ("in_channels", "strides", "featmap_strides")
+"""What a model may have as ``"auto"``."""
+
 
 @RUNNERS.register_module(name="VisattnRunner")
 class Runner(MMEngineRunner):
@@ -183,7 +186,7 @@ class Runner(MMEngineRunner):
 def build_runner(cfg: Config, mode: str = "train") -> Runner:
     """Builds the runner of a configuration from ``visattn.zoo.config.load_config``.
 
-    Checks that the data folders exist and resolves ``in_channels="auto"`` first.
+    Checks that the data folders exist, and resolves what of the model is ``"auto"``, first.
 
     Args:
         cfg: Configuration.
@@ -196,10 +199,10 @@ def build_runner(cfg: Config, mode: str = "train") -> Runner:
         for root in _values_of("data_root", cfg.get(f"{part}_dataloader")):
             for folder in [root] if isinstance(root, str) else root or ():
                 require_folder(folder)
-    if "auto" in _values_of("in_channels", cfg.model):
-        from ..openmm.auto import resolve_auto_channels
+    if any("auto" in _values_of(key, cfg.model) for key in AUTO):
+        from ..openmm.auto import resolve_auto
 
-        cfg = resolve_auto_channels(cfg) or cfg
+        cfg = resolve_auto(cfg)
     return Runner.from_cfg(cfg)
 
 

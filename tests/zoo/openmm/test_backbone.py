@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from visattn.zoo.checkpoint import CheckpointError
 from visattn.zoo.errors import ConfigError
-from visattn.zoo.openmm.auto import resolve_auto_channels
+from visattn.zoo.openmm.auto import resolve_auto
 from visattn.zoo.openmm.backbone import TimmBackbone
 
 SMALL = {
@@ -151,11 +151,44 @@ def test_neck_takes_all_levels_and_heads_those_of_the_neck():
         roi_head={"bbox_head": [{"in_channels": "auto"}]},
         decode_head={"in_channels": "auto", "in_index": [0, 4]},
     )
-    model = resolve_auto_channels(cfg).model
+    model = resolve_auto(cfg).model
     assert model.neck.in_channels == [32, 64, 96, 128]
     assert model.rpn_head.in_channels == 24
     assert model.roi_head.bbox_head[0].in_channels == 24
     assert model.decode_head.in_channels == [24, 24]
+
+
+def test_anchors_take_the_strides_of_the_neck_and_regions_those_of_the_backbone():
+    cfg = config(
+        neck={"in_channels": "auto", "out_channels": 24, "start_level": 1, "num_outs": 5},
+        rpn_head={"anchor_generator": {"strides": "auto"}},
+        roi_head={"bbox_roi_extractor": {"featmap_strides": "auto"}},
+    )
+    model = resolve_auto(cfg).model
+    assert model.rpn_head.anchor_generator.strides == [8, 16, 32, 64, 128]
+    assert model.roi_head.bbox_roi_extractor.featmap_strides == [8, 16, 32]
+
+
+def test_other_backbones_are_asked():
+    cfg = Config(
+        {
+            "default_scope": "mmdet",
+            "model": {
+                "backbone": {"type": "CSPDarknet", "widen_factor": 0.25, "deepen_factor": 0.33},
+                "neck": {"type": "YOLOXPAFPN", "in_channels": "auto", "out_channels": 64},
+                "bbox_head": {"in_channels": "auto", "strides": "auto"},
+            },
+        }
+    )
+    model = resolve_auto(cfg).model
+    assert model.neck.in_channels == [64, 128, 256]
+    assert model.bbox_head == {"in_channels": 64, "strides": [8, 16, 32]}
+
+
+def test_a_neck_of_one_level_takes_the_last():
+    cfg = config(neck={"type": "ELADilatedEncoder", "in_channels": "auto", "out_channels": 512})
+    cfg.default_scope = "mmdet"
+    assert resolve_auto(cfg).model.neck.in_channels == 128
 
 
 def test_heads_without_a_neck_take_the_levels_they_name():
@@ -163,7 +196,7 @@ def test_heads_without_a_neck_take_the_levels_they_name():
         decode_head={"in_channels": "auto", "in_index": [0, 2]},
         auxiliary_head={"in_channels": "auto", "in_index": 2},
     )
-    model = resolve_auto_channels(cfg).model
+    model = resolve_auto(cfg).model
     assert model.decode_head.in_channels == [32, 96]
     assert model.auxiliary_head.in_channels == 96
 
@@ -179,4 +212,4 @@ def test_heads_without_a_neck_take_the_levels_they_name():
 def test_channels_that_cannot_be_known_are_named(parts, message):
     cfg = Config({"model": {"backbone": {"type": "TimmBackbone", **SMALL}} | parts})
     with pytest.raises(ConfigError, match=message):
-        resolve_auto_channels(cfg)
+        resolve_auto(cfg)
