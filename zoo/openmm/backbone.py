@@ -26,8 +26,9 @@ class TimmBackbone(BaseModule):
         pretrained: Whether timm loads the weights that it knows for this model.
         checkpoint: File of weights, of a classifier or of a backbone for dense prediction, in the
             authors' layout or ours; loaded strictly.
-        norm_outputs: timm name of a norm layer put on each output, such as ``"layernorm2d"``; the
-            un-normalised features go on to the next stage (BiFormer's dense models).
+        norm_outputs: timm name of a norm layer put on each output, such as ``"layernorm2d"``, or
+            its name under ``type`` and its arguments; the un-normalised features go on to the next
+            stage.
         frozen_stages: Number of leading feature levels whose parameters do not train, and all
             before them; 0 freezes what comes before the first, -1 nothing.
         norm_eval: Whether batch norms use and keep their running statistics while training.
@@ -49,7 +50,7 @@ class TimmBackbone(BaseModule):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         pretrained: bool = False,
         checkpoint: str | None = None,
-        norm_outputs: str | None = None,
+        norm_outputs: str | dict[str, Any] | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
@@ -67,8 +68,11 @@ class TimmBackbone(BaseModule):
         self.out_strides = tuple(self.model.feature_info.reduction())
         self.norms = None
         if norm_outputs is not None:
-            norm_layer = get_norm_layer(norm_outputs)
-            self.norms = nn.ModuleList(norm_layer(channels) for channels in self.out_channels)
+            norm = {"type": norm_outputs} if isinstance(norm_outputs, str) else dict(norm_outputs)
+            norm_layer = get_norm_layer(norm.pop("type"))
+            self.norms = nn.ModuleList(
+                norm_layer(channels, **norm) for channels in self.out_channels
+            )
         self.frozen = self._freeze(frozen_stages)
 
     def init_weights(self) -> None:
