@@ -10,8 +10,8 @@ from ..errors import ConfigError
 
 # Arguments of TimmBackbone that are none of the timm model.
 _OWN = (
-    "type", "checkpoint", "norm_outputs", "frozen_stages", "norm_eval", "with_cp", "init_cfg",
-    "pretrained",
+    "type", "checkpoint", "norm_outputs", "frozen_stages", "norm_eval", "bn_momentum", "with_cp",
+    "init_cfg", "pretrained",
 )  # fmt: skip
 # Pixels a side of the image that other backbones are asked their channels with.
 _SIDE = 128
@@ -22,7 +22,7 @@ def resolve_auto(cfg: Config) -> Config:
 
     ``in_channels``: a neck takes the channels of all levels of the backbone. A head takes those of
     the levels it names by ``in_index``: of the backbone, or of the neck where there is one; a head
-    without ``in_index`` takes the neck's.
+    without ``in_index`` takes the neck's, or without a neck a level for each of its ``strides``.
 
     ``strides`` of anchors and points: those of all levels that heads see. ``featmap_strides`` of
     region extractors: those of the levels that come from the backbone.
@@ -112,8 +112,14 @@ def _resolve(part: Any, where: str, levels: _Levels, has_neck: bool) -> None:
             _resolve(item, f"{where}.{index}", levels, has_neck)
     if not isinstance(part, dict):
         return
+    if part.get("strides") == "auto":
+        part["strides"] = list(levels.strides)
+    if part.get("featmap_strides") == "auto":
+        part["featmap_strides"] = levels.strides[: levels.own]
     if part.get("in_channels") == "auto":
         index = part.get("in_index")
+        if index is None and not has_neck and "strides" in part:
+            index = list(range(len(part["strides"])))
         if index is None and not has_neck:
             raise ConfigError(f'{where} has in_channels="auto" but no in_index to say which level')
         numbers = [0] if index is None else [index] if isinstance(index, int) else list(index)
@@ -122,9 +128,5 @@ def _resolve(part: Any, where: str, levels: _Levels, has_neck: bool) -> None:
             raise ConfigError(f"{where}.in_index is {index}, but there are {count} levels")
         taken = [levels.channels[number] for number in numbers]
         part["in_channels"] = taken if isinstance(index, (list, tuple)) else taken[0]
-    if part.get("strides") == "auto":
-        part["strides"] = list(levels.strides)
-    if part.get("featmap_strides") == "auto":
-        part["featmap_strides"] = levels.strides[: levels.own]
     for key, value in part.items():
         _resolve(value, f"{where}.{key}", levels, has_neck)

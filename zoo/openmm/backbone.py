@@ -32,6 +32,8 @@ class TimmBackbone(BaseModule):
         frozen_stages: Number of leading feature levels whose parameters do not train, and all
             before them; 0 freezes what comes before the first, -1 nothing.
         norm_eval: Whether batch norms use and keep their running statistics while training.
+        bn_momentum: Share that a batch has in the running statistics of batch norms; the model's by
+            default.
         with_cp: Whether to recompute activations in the backward pass.
         init_cfg: Not used: timm models initialise themselves.
         **kwargs: For the model, such as ``drop_path_rate``.
@@ -53,6 +55,7 @@ class TimmBackbone(BaseModule):
         norm_outputs: str | dict[str, Any] | None = None,
         frozen_stages: int = -1,
         norm_eval: bool = False,
+        bn_momentum: float | None = None,
         with_cp: bool = False,
         init_cfg: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -73,6 +76,9 @@ class TimmBackbone(BaseModule):
             self.norms = nn.ModuleList(
                 norm_layer(channels, **norm) for channels in self.out_channels
             )
+        if bn_momentum is not None:
+            for norm in self._batch_norms():
+                norm.momentum = bn_momentum
         self.frozen = self._freeze(frozen_stages)
 
     def init_weights(self) -> None:
@@ -123,10 +129,12 @@ class TimmBackbone(BaseModule):
             for module in self.frozen:
                 module.eval()
             if self.norm_eval:
-                for module in self.modules():
-                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                        module.eval()
+                for norm in self._batch_norms():
+                    norm.eval()
         return self
+
+    def _batch_norms(self) -> list[nn.Module]:
+        return [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Images (B, C, H, W) to one feature map (B, C_i, H_i, W_i) for each level."""
