@@ -1,0 +1,6 @@
+# torchrun --nproc-per-node=8 tools/train.py \
+#     configs/segmentation/dinat/upernet_dinat-s-small_160k_ade20k-512x512.py \
+#     --launcher pytorch
+_base_ = "upernet_dinat-s-tiny_160k_ade20k-512x512.py"
+
+model = dict(backbone=dict(model_name="dinat_s_small"))
