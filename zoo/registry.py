@@ -55,15 +55,17 @@ def register_all(scope: str = "visattn") -> None:
 
 
 def _register_openmm(scope: str) -> None:
-    from .openmm import backbone, mmcv_ops  # noqa: F401
+    from .openmm import backbone, mmcv_ops, panopticapi  # noqa: F401
 
     mmcv_ops.install()
+    panopticapi.install()
     from ..heads import plugins  # noqa: F401
 
     if scope == "mmdet":
         from mmdet.utils import register_all_modules
 
         from ..heads import ela  # noqa: F401
+        from .openmm import cityscapes  # noqa: F401
     else:
         from mmseg.utils import register_all_modules
     register_all_modules(init_default_scope=False)
