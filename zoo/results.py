@@ -3,10 +3,11 @@
 ``configs/**/metafile.yml`` follow OpenMMLab's schema (``Collections``; ``Models`` with ``Name``,
 ``In Collection``, ``Config``, ``Metadata``, ``Results``), with three keys more: each model has
 ``Model``, its name with timm, and ``Weights``, a path, address or remark on where they are to be
-had; each result has ``Source``, ``paper`` or ``measured``. They are the only source of the tables
-between ``<!-- results:NAME -->`` and ``<!-- /results -->`` in Markdown files, NAME being a
-collection's. Likewise those between ``<!-- kernels:FILE -->`` or ``<!-- models:FILE -->`` and
-``<!-- /results -->`` are of rows that ``tools/benchmark.py`` wrote, FILE being their CSV file.
+had; each result has ``Source``: ``paper``, ``log`` (of the authors, not in the paper) or
+``measured``. They are the only source of the tables between ``<!-- results:NAME -->`` and
+``<!-- /results -->`` in Markdown files, NAME being a collection's. Likewise those between
+``<!-- kernels:FILE -->`` or ``<!-- models:FILE -->`` and ``<!-- /results -->`` are of rows that
+``tools/benchmark.py`` wrote, FILE being their CSV file.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from .errors import UserError
 from .files import replacing
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ("paper", "measured")
+SOURCES = ("paper", "log", "measured")
 
 _BLOCK = re.compile(
     rf"(<!-- (?P<kind>results|{'|'.join(TABLES)}):(?P<name>[^>]+?) -->\n).*?(<!-- /results -->)",
@@ -46,7 +47,7 @@ class Result(NamedTuple):
         task: Such as ``"Image Classification"``.
         dataset: Such as ``"ImageNet-1k"``.
         metrics: Values by name.
-        source: ``"paper"`` or ``"measured"``.
+        source: One of ``SOURCES``.
         weights: Where weights are to be had.
     """
 

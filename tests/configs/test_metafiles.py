@@ -9,6 +9,7 @@ import yaml
 
 import visattn
 from visattn.zoo.config import load_config
+from visattn.zoo.results import SOURCES
 
 ROOT = Path(visattn.__file__).parent
 MODELS = [
@@ -26,7 +27,7 @@ def test_entry_is_complete_and_its_recipe_exists(path, model):
     assert (ROOT / model["Config"]).is_file()
     for result in model["Results"]:
         assert result["Task"] and result["Dataset"]
-        assert result["Source"] in ("paper", "measured")
+        assert result["Source"] in SOURCES
         assert all(0 < value <= 100 for value in result["Metrics"].values())
 
 

@@ -93,7 +93,7 @@ def test_metrics_that_only_some_have_are_left_blank(repository):
         ({"Results": [{"Task": "x"}]}, "lacks 'Dataset'"),
         (
             {"Results": [{"Task": "x", "Dataset": "y", "Metrics": {}, "Source": "hearsay"}]},
-            "must be one of paper, measured; got 'hearsay'",
+            "must be one of paper, log, measured; got 'hearsay'",
         ),
     ],
 )
