@@ -1,0 +1,5 @@
+# python tools/train.py configs/detection/dinat/cascade-mask-rcnn_dinat-s-large_fpn_3x_coco.py
+_base_ = "./cascade-mask-rcnn_dinat-s-tiny_fpn_3x_coco.py"
+
+model = dict(backbone=dict(model_name="dinat_s_large_21k", drop_path_rate=0.6))
+optim_wrapper = dict(optimizer=dict(lr=5e-5))

@@ -1,0 +1,4 @@
+# python tools/train.py configs/detection/dinat/mask-rcnn_dinat-s-small_fpn_3x_coco.py
+_base_ = "./mask-rcnn_dinat-s-tiny_fpn_3x_coco.py"
+
+model = dict(backbone=dict(model_name="dinat_s_small", drop_path_rate=0.35))
