@@ -412,7 +412,8 @@ def _from_hugging_face(state_dict: StateDict) -> StateDict:
 
 def fit_table(value: torch.Tensor, own: torch.Tensor | None) -> torch.Tensor:
     """A relative position bias (heads, rows, columns) in the size of the model's own."""
-    return value if own is None or value.ndim != 3 else resize_table(value, own.shape[1:])
+    fits = own is not None and own.ndim == value.ndim == 3
+    return resize_table(value, own.shape[1:]) if fits else value
 
 
 def resize_table(table: torch.Tensor, size: Sequence[int]) -> torch.Tensor:

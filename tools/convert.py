@@ -2,27 +2,37 @@
 
 python tools/convert.py biformer_tiny.pth biformer_tiny.safetensors --model biformer_tiny
 python tools/convert.py biformer_tiny.pth --model biformer_tiny --dry-run
+python tools/convert.py detector.pth ours.pth --model configs/detection/nat/CONFIG.py
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from timm.utils import ParseKwargs
+from torch import nn
 
 from visattn.tools._cli import run
-from visattn.zoo.checkpoint import CheckpointError, load_checkpoint
+from visattn.zoo.checkpoint import CheckpointError, LoadReport, load_checkpoint
 from visattn.zoo.errors import UserError
 from visattn.zoo.files import replacing
-from visattn.zoo.models import build_model
+from visattn.zoo.models import build_configured, build_model, is_config
 
 SUFFIXES = (".safetensors", ".pth")
 
 
-def save_weights(state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
+def save_weights(
+    state_dict: dict[str, torch.Tensor], path: str | Path, meta: dict[str, Any] | None = None
+) -> None:
     """Writes a state dict as ``.safetensors`` or ``.pth``; what was there survives a failure.
+
+    Args:
+        state_dict: Weights.
+        path: File to write.
+        meta: What a ``.pth`` file of a detector or segmentor has under ``"meta"``.
 
     Raises:
         UserError: If it cannot be written.
@@ -34,7 +44,9 @@ def save_weights(state_dict: dict[str, torch.Tensor], path: str | Path) -> None:
             tensors = {name: value.contiguous() for name, value in state_dict.items()}
             save_file(tensors, temporary, metadata={"format": "pt"})
         else:
-            torch.save(state_dict, temporary)
+            torch.save(
+                state_dict if meta is None else {"meta": meta, "state_dict": state_dict}, temporary
+            )
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,7 +56,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("src", type=Path, help="checkpoint as released, .pth or .safetensors")
     parser.add_argument("dst", type=Path, nargs="?", help=f"file to write, {' or '.join(SUFFIXES)}")
-    parser.add_argument("--model", required=True, help="name of the model it is of")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="name of the model it is of, or configuration of a detector or segmentor",
+    )
     parser.add_argument("--num-classes", type=int, help="classes it was trained for")
     parser.add_argument(
         "--model-kwargs", nargs="+", default={}, action=ParseKwargs, metavar="KEY=VALUE"
@@ -59,21 +75,42 @@ def convert(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if not args.dry_run:
         _check_destination(args)
+    model, meta, report = (_load_dense if is_config(args.model) else _load)(args)
+    print(f"{args.src} as {args.model}: {report}")
+    if not report.is_whole:
+        written = "" if args.dry_run else "; nothing was written"
+        classes = "num_classes of its heads" if is_config(args.model) else "--num-classes"
+        raise CheckpointError(
+            f"{args.src} does not fit {args.model}{written}: is it of another variant, or of "
+            f"another number of classes ({classes})?"
+        )
+    if not args.dry_run:
+        save_weights(model.state_dict(), args.dst, meta)
+        print(f"written to {args.dst}")
+
+
+def _load(args: argparse.Namespace) -> tuple[nn.Module, None, LoadReport]:
     kwargs = dict(args.model_kwargs)
     if args.num_classes is not None:
         kwargs["num_classes"] = args.num_classes
     model = build_model(args.model, **kwargs)
-    report = load_checkpoint(model, args.src, strict=False)
-    print(f"{args.src} as {args.model}: {report}")
-    if not report.is_whole:
-        written = "" if args.dry_run else "; nothing was written"
-        raise CheckpointError(
-            f"{args.src} does not fit {args.model}{written}: is it of another variant, or of "
-            "another number of classes (--num-classes)?"
+    return model, None, load_checkpoint(model, args.src, strict=False)
+
+
+def _load_dense(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any], LoadReport]:
+    if args.num_classes is not None or args.model_kwargs:
+        raise UserError("--num-classes and --model-kwargs are for names: edit the configuration")
+    from visattn.zoo.config import load_config
+    from visattn.zoo.openmm.convert import is_dense, load_dense_checkpoint, read_dataset_meta
+
+    model = build_configured(load_config(args.model))
+    if not is_dense(model):
+        raise UserError(
+            f"{args.model} is of a {type(model).__name__}, neither detector nor segmentor on a "
+            "TimmBackbone: give the name of the model as --model"
         )
-    if not args.dry_run:
-        save_weights(model.state_dict(), args.dst)
-        print(f"written to {args.dst}")
+    report = load_dense_checkpoint(model, args.src, strict=False)
+    return model, {"dataset_meta": read_dataset_meta(args.src)}, report
 
 
 def _check_destination(args: argparse.Namespace) -> None:

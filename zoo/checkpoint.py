@@ -3,7 +3,7 @@
 import argparse
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ _HARMLESS = [
     argparse.Namespace,
     np.dtype,
     np._core.multiarray.scalar,
-    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
+    *(type(np.dtype(name)) for name in "bhilBHILefd?"),
 ]
 
 
@@ -144,6 +144,7 @@ def load_checkpoint(
     path: str | Path,
     strict: bool = True,
     ignore: Sequence[str] = (),
+    convert: Callable[[nn.Module, StateDict], StateDict] | None = None,
 ) -> LoadReport:
     """Loads a checkpoint, in the authors' layout or ours, into a model.
 
@@ -153,6 +154,8 @@ def load_checkpoint(
         strict: Whether to raise unless every entry matches.
         ignore: Prefixes of names that need not match, such as ``["head.fc."]`` for fine-tuning to
             other classes. What fits is still loaded.
+        convert: Maps the model and the authors' state dict to ours; by default the model's own
+            ``convert_state_dict``, if it has one.
 
     Returns:
         What matched and what did not.
@@ -161,7 +164,7 @@ def load_checkpoint(
         CheckpointError: If the file cannot be read or, where ``strict``, does not fit the model.
     """
     state_dict = read_state_dict(path)
-    convert = getattr(model, "convert_state_dict", None)
+    convert = convert or getattr(model, "convert_state_dict", None)
     if convert is not None:
         state_dict = convert(model, state_dict)
     report = compare(state_dict, model.state_dict())

@@ -1,13 +1,20 @@
-"""Building timm models from what a command line gives."""
+"""Building models from what a command line gives: timm's names, or configurations."""
 
+from __future__ import annotations
+
+from copy import deepcopy
 from difflib import get_close_matches
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import timm
 from torch import nn
 
 from .. import backbones  # noqa: F401  registers the models
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 Size = tuple[int, int]
 
@@ -54,6 +61,30 @@ def build_model(name: str, img_size: Size | None = None, **kwargs: Any) -> nn.Mo
             except (AssertionError, RuntimeError, ValueError, TypeError) as error:
                 raise UserError(wrong_size(name, img_size, error)) from error
     return model
+
+
+def is_config(name: str | Path) -> bool:
+    """Whether what is given in place of a model's name is the path of a configuration."""
+    return Path(name).suffix in (".py", ".yml", ".yaml", ".json")
+
+
+def build_configured(cfg: Config) -> nn.Module:
+    """Builds the model of a configuration with random weights, for one process.
+
+    Args:
+        cfg: Configuration from ``visattn.zoo.config.load_config``, of any task; not changed.
+
+    Returns:
+        The model in eval mode; its batch norms are not synchronised between processes.
+    """
+    from mmengine.model import revert_sync_batchnorm
+    from mmengine.registry import MODELS, init_default_scope
+
+    from .openmm.auto import resolve_auto
+
+    init_default_scope(cfg.get("default_scope", "visattn"))
+    cfg = resolve_auto(deepcopy(cfg))
+    return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
 
 
 def wrong_size(name: str, img_size: Size, error: Exception) -> str:

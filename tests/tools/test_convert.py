@@ -1,11 +1,18 @@
 """Converting released checkpoints."""
 
+import re
+from pathlib import Path
+
+import numpy as np
 import pytest
 import timm
 import torch
 
+import visattn
 from visattn.tools import convert
 from visattn.zoo.checkpoint import load_checkpoint, read_state_dict
+
+ROOT = Path(visattn.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +85,69 @@ def test_the_source_is_never_its_own_target(official, capsys):
 def test_dry_run_only_reports(official, tmp_path, capsys):
     assert convert.main([str(official), "--model", "biformer_tiny", "--dry-run"]) == 0
     assert "264 matched" in capsys.readouterr().out
+
+
+DETECTION = ROOT / "configs" / "detection" / "_base_"
+DETECTOR = """
+_base_ = [{models!r}, {datasets!r}]
+default_scope = "mmdet"
+model = dict(
+    backbone=dict(
+        model_name="nat_mini", depths=(1, 1, 1, 1), embed_dim=32, norm_outputs="layernorm2d"
+    )
+)
+test_cfg = dict()
+"""
+
+
+@pytest.fixture
+def detector(tmp_path):
+    """A configuration of a small detector, and a checkpoint of it as mmdet 2 wrote them."""
+    from visattn.zoo.config import load_config
+    from visattn.zoo.models import build_configured
+
+    path = tmp_path / "detector.py"
+    models = str(DETECTION / "models" / "mask-rcnn_fpn_micro.py")
+    datasets = str(DETECTION / "datasets" / "embedded_scenes_instance.py")
+    path.write_text(DETECTOR.format(models=models, datasets=datasets))
+    model = build_configured(load_config(path))
+    ours = model.state_dict()
+    theirs = {
+        re.sub(r"^backbone\.norms\.(\d)", r"backbone.norm\1", key): value
+        for key, value in ours.items()
+        if not key.startswith("backbone.model.")
+    }
+    official = {
+        "stem.conv1": "patch_embed.proj.0",
+        "stem.conv2": "patch_embed.proj.1",
+        "stem.norm": "patch_embed.norm",
+        "stages": "levels",
+    }
+    for key, value in model.backbone.model.model.state_dict().items():
+        key = re.sub(r"^stages\.(\d)\.down", lambda m: f"stages.{int(m[1]) - 1}.down", key)
+        for name, replacement in official.items():
+            key = key.replace(name, replacement) if key.startswith(name) else key
+        theirs[f"backbone.{key}"] = value
+    meta = {"CLASSES": ("cat", "dog"), "PALETTE": np.zeros((2, 3), np.uint8), "epoch": 12}
+    torch.save({"meta": meta, "state_dict": theirs}, tmp_path / "theirs.pth")
+    return path, tmp_path / "theirs.pth", ours
+
+
+def test_detectors_by_their_configuration(detector, tmp_path, capsys):
+    config, source, expected = detector
+    target = tmp_path / "ours.pth"
+    assert convert.main([str(source), str(target), "--model", str(config)]) == 0
+    assert f"{len(expected)} matched, 0 missing" in capsys.readouterr().out
+    written = torch.load(target, weights_only=False)
+    assert written["meta"]["dataset_meta"]["classes"] == ("cat", "dog")
+    assert written["state_dict"].keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, written["state_dict"][name]), name
+
+
+def test_other_detectors_are_not_written(detector, tmp_path, capsys):
+    config, source, _ = detector
+    config.write_text(config.read_text().replace('"nat_mini"', '"nat_base"'))
+    refuse([source, tmp_path / "ours.pth", "--model", config], "num_classes of", capsys)
+    assert not (tmp_path / "ours.pth").exists()
+    refuse([source, tmp_path / "ours.pth", "--model", config, "--num-classes", 3], "edit", capsys)

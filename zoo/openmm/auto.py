@@ -13,6 +13,7 @@ _OWN = (
     "type", "checkpoint", "norm_outputs", "frozen_stages", "norm_eval", "bn_momentum", "with_cp",
     "init_cfg", "pretrained",
 )  # fmt: skip
+_KEYS = ("in_channels", "strides", "featmap_strides")
 # Pixels a side of the image that other backbones are asked their channels with.
 _SIDE = 128
 
@@ -28,7 +29,7 @@ def resolve_auto(cfg: Config) -> Config:
     region extractors: those of the levels that come from the backbone.
 
     Args:
-        cfg: Configuration with a ``model`` that has a backbone.
+        cfg: Configuration with a ``model``; it has a backbone if there is anything to replace.
 
     Returns:
         The same configuration.
@@ -37,6 +38,8 @@ def resolve_auto(cfg: Config) -> Config:
         ConfigError: If the channels or strides cannot be known.
     """
     model = cfg.model
+    if not _has_auto(model):
+        return cfg
     levels = _levels(model.get("backbone"), cfg.get("default_scope", "visattn"))
     neck = model.get("neck")
     if neck is not None:
@@ -45,6 +48,12 @@ def resolve_auto(cfg: Config) -> Config:
         if name not in ("backbone", "neck"):
             _resolve(part, name, levels, has_neck=neck is not None)
     return cfg
+
+
+def _has_auto(node: Any) -> bool:
+    if isinstance(node, dict):
+        return any(node.get(key) == "auto" for key in _KEYS) or any(map(_has_auto, node.values()))
+    return isinstance(node, (list, tuple)) and any(map(_has_auto, node))
 
 
 class _Levels(NamedTuple):

@@ -88,16 +88,22 @@ class TimmBackbone(BaseModule):
         self._is_init = True
 
     def convert_state_dict(self, model: nn.Module, state_dict: StateDict) -> StateDict:
-        """Maps an official state dict, also a dense model's with ``extra_norms``, to ours."""
+        """Maps an official state dict to ours, also that of a dense model with norms on outputs.
+
+        The authors call those ``extra_norms.{level}`` (BiFormer) or ``norm{level}`` (NAT, DiNAT,
+        Agent-Swin).
+        """
         if any(key.startswith("model.") for key in state_dict):
             return state_dict
+        root = getattr(self.model, "model", self.model)
         norms, rest = {}, {}
         for key, value in state_dict.items():
-            match = re.match(r"(?:backbone\.)?extra_norms\.(\d+)\.(\w+)$", key)
-            if match is None:
+            match = re.match(r"(?:backbone\.)?(?:extra_norms\.|norm)(\d)\.(\w+)$", key)
+            level = int(match[1]) if match else len(self.model.feature_info.info)
+            if level >= len(self.model.feature_info.info) or hasattr(root, f"norm{level}"):
                 rest[key] = value
-            elif int(match[1]) in self.out_indices:
-                norms[f"norms.{self.out_indices.index(int(match[1]))}.{match[2]}"] = value
+            elif level in self.out_indices:
+                norms[f"norms.{self.out_indices.index(level)}.{match[2]}"] = value
         if hasattr(self.model, "convert_state_dict"):
             rest = self.model.convert_state_dict(self.model, rest)
         return {**{f"model.{key}": value for key, value in rest.items()}, **norms}

@@ -19,7 +19,7 @@ from ..checkpoint import read_checkpoint
 from ..errors import CheckpointWriteError
 
 # Nothing in these can run code; checkpoints that mmengine's own hook has written hold them.
-_MMENGINE_TYPES = [HistoryBuffer, np._core.multiarray._reconstruct, np.ndarray]
+MMENGINE_TYPES = [HistoryBuffer, np._core.multiarray._reconstruct, np.ndarray]
 
 _PLAIN = (torch.Tensor, torch.dtype, torch.device, bool, int, float, str, bytes)
 
@@ -231,5 +231,5 @@ def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
 
     Takes the place of mmengine's loader, which falls back to unpickling anything.
     """
-    with torch.serialization.safe_globals(_MMENGINE_TYPES):
+    with torch.serialization.safe_globals(MMENGINE_TYPES):
         return read_checkpoint(filename)

@@ -10,17 +10,16 @@ from mmengine.dist import is_distributed
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
+from mmengine.runner import BaseLoop, find_latest_checkpoint
 from mmengine.runner import Runner as MMEngineRunner
-from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
 from ..checkpoint import CheckpointError, compare, load_checkpoint
 from ..data.checks import check_dataset
 from ..data.classification import require_folder
 from ..errors import ConfigError
-
-AUTO = ("in_channels", "strides", "featmap_strides")
-"""What a model may have as ``"auto"``."""
+from ..openmm.auto import resolve_auto
+from ..openmm.convert import convert_state_dict, has_heads, is_dense, load_dense_checkpoint
 
 
 @RUNNERS.register_module(name="VisattnRunner")
@@ -130,11 +129,14 @@ class Runner(MMEngineRunner):
     def load_checkpoint(
         self, filename: str, map_location: Any = "cpu", strict: bool = True, **kwargs: Any
     ) -> dict[str, Any]:
-        """Loads a checkpoint of a run, or the authors' into a classifier, strictly.
+        """Loads a checkpoint of a run, or the authors', strictly.
+
+        The authors' may be of a classifier, a detector or a segmentor, or, to train the latter two,
+        of a backbone alone.
 
         Raises:
             CheckpointError: If the file cannot be read, does not fit, or is not of a run although
-                one is to be resumed.
+                one is to be resumed; or if heads are to be tested that it does not have.
         """
         from mmengine.runner.checkpoint import _load_checkpoint, _load_checkpoint_to_model
 
@@ -149,6 +151,9 @@ class Runner(MMEngineRunner):
             )
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         strict = strict and self.cfg.get("load_strict", True)
+        if is_dense(self.bare_model):
+            converted = convert_state_dict(self.bare_model, checkpoint["state_dict"])
+            checkpoint["state_dict"] = converted
         report = compare(checkpoint["state_dict"], self.bare_model.state_dict())
         if strict and not report.is_whole:
             raise CheckpointError(
@@ -157,7 +162,7 @@ class Runner(MMEngineRunner):
             )
         _load_checkpoint_to_model(self.bare_model, checkpoint, strict)
         self._has_loaded = True
-        self.logger.info(f"Loaded {filename}")
+        self.logger.info(f"Loaded {filename}: {report}")
         return checkpoint
 
     def _load_foreign(self, filename: str, checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -166,11 +171,18 @@ class Runner(MMEngineRunner):
                 f"{filename} is no checkpoint of a run and cannot be resumed: start a new run from "
                 f"its weights with --cfg-options load_from={filename}"
             )
-        # The authors' files hold a backbone alone; the classifier has nothing else.
         model = self.bare_model
-        report = load_checkpoint(
-            getattr(model, "backbone", model), filename, self.cfg.get("load_strict", True)
-        )
+        strict = self.cfg.get("load_strict", True)
+        if is_dense(model) and has_heads(model, checkpoint):
+            report = load_dense_checkpoint(model, filename, strict)
+        elif is_dense(model) and not isinstance(self._train_loop, BaseLoop):
+            raise CheckpointError(
+                f"{filename} holds a backbone alone, and cannot be tested as "
+                f"{type(model).__name__}: give a checkpoint that has its heads"
+            )
+        else:
+            # The authors' files hold a backbone alone; the classifier has nothing else.
+            report = load_checkpoint(getattr(model, "backbone", model), filename, strict)
         self._has_loaded = True
         self.logger.info(f"Loaded {filename}: {report}")
         return checkpoint
@@ -199,11 +211,7 @@ def build_runner(cfg: Config, mode: str = "train") -> Runner:
         for root in _values_of("data_root", cfg.get(f"{part}_dataloader")):
             for folder in [root] if isinstance(root, str) else root or ():
                 require_folder(folder)
-    if any("auto" in _values_of(key, cfg.model) for key in AUTO):
-        from ..openmm.auto import resolve_auto
-
-        cfg = resolve_auto(cfg)
-    return Runner.from_cfg(cfg)
+    return Runner.from_cfg(resolve_auto(cfg))
 
 
 def _values_of(key: str, node: Any) -> list[Any]:

@@ -1,0 +1,104 @@
+"""Checkpoints of detectors and segmentors in the layouts that their authors released.
+
+Those are of mmdet 2 and mmseg 0: keys of the backbone, behind ``backbone.``, are the authors' own;
+keys of necks and heads are OpenMMLab's, and most of them have not changed since.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...backbones._builder import rename
+from ..checkpoint import LoadReport, StateDict, load_checkpoint, read_checkpoint
+from ..training.checkpointing import MMENGINE_TYPES
+from .backbone import TimmBackbone
+
+# What mmdet 3 renamed when it wrote the layers of transformers anew; in mmseg the head has the same
+# layers under ``decode_head``.
+_RENAMED = (
+    (r"(\.pixel_decoder\.encoder\.layers\.\d+)\.attentions\.0\.", r"\1.self_attn."),
+    (r"(\.pixel_decoder\.encoder\.layers\.\d+)\.ffns\.0\.", r"\1.ffn."),
+    (r"(\.transformer_decoder\.layers\.\d+)\.attentions\.0\.", r"\1.cross_attn."),
+    (r"(\.transformer_decoder\.layers\.\d+)\.attentions\.1\.", r"\1.self_attn."),
+    (r"(\.transformer_decoder\.layers\.\d+)\.ffns\.0\.", r"\1.ffn."),
+)
+
+
+def is_dense(model: nn.Module) -> bool:
+    """Whether a model is a detector or segmentor: a backbone of the zoo with something on it."""
+    return isinstance(getattr(model, "backbone", None), TimmBackbone)
+
+
+def has_heads(model: nn.Module, state_dict: StateDict) -> bool:
+    """Whether a state dict has more of a detector or segmentor than its backbone."""
+    others = {name for name, _ in model.named_children()} - {"backbone", "data_preprocessor"}
+    return any(key.removeprefix("module.").partition(".")[0] in others for key in state_dict)
+
+
+def convert_state_dict(model: nn.Module, state_dict: StateDict) -> StateDict:
+    """Maps the state dict of an authors' detector or segmentor to ours; returns ours unchanged.
+
+    Args:
+        model: Detector or segmentor with a ``TimmBackbone``.
+        state_dict: Of the whole model, with or without the prefix ``module.``.
+
+    Returns:
+        State dict with our names. What the model lacks keeps a name, for a report to show.
+    """
+    backbone, rest = {}, {}
+    for key, value in state_dict.items():
+        key = key.removeprefix("module.")
+        bare = key.removeprefix("backbone.")
+        (rest if bare == key else backbone)[bare] = value
+    backbone = model.backbone.convert_state_dict(model.backbone, backbone)
+    return {
+        **{f"backbone.{key}": value for key, value in backbone.items()},
+        **rename(rest, _RENAMED),
+    }
+
+
+def load_dense_checkpoint(
+    model: nn.Module, path: str | Path, strict: bool = True, ignore: Sequence[str] = ()
+) -> LoadReport:
+    """Loads a detector or segmentor, in the authors' layout or ours, into a model.
+
+    Args:
+        model: Detector or segmentor with a ``TimmBackbone``, changed in place; unchanged if this
+            raises.
+        path: ``.pth`` or ``.safetensors`` file.
+        strict: Whether to raise unless every entry matches.
+        ignore: Prefixes of names that need not match, such as ``["roi_head."]``.
+
+    Returns:
+        What matched and what did not.
+
+    Raises:
+        CheckpointError: If the file cannot be read or, where ``strict``, does not fit the model.
+    """
+    with torch.serialization.safe_globals(MMENGINE_TYPES):
+        return load_checkpoint(model, path, strict, ignore, convert=convert_state_dict)
+
+
+def read_dataset_meta(path: str | Path) -> dict[str, Any]:
+    """The names of classes, and the palette, that a checkpoint was saved with.
+
+    Returns:
+        ``{"classes": ..., "palette": ...}`` as far as the file has them; lists of mmdet 2 and
+        mmseg 0 too.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+    """
+    with torch.serialization.safe_globals(MMENGINE_TYPES):
+        meta = read_checkpoint(path).get("meta")
+    if not isinstance(meta, dict):
+        return {}
+    found = {**meta, **(meta.get("dataset_meta") or {})}
+    return {
+        key.lower(): found[key]
+        for key in ("CLASSES", "PALETTE", "classes", "palette", "thing_classes", "stuff_classes")
+        if found.get(key) is not None
+    }
