@@ -13,7 +13,8 @@ _OWN = (
     "type", "checkpoint", "norm_outputs", "frozen_stages", "norm_eval", "bn_momentum", "with_cp",
     "init_cfg", "pretrained",
 )  # fmt: skip
-_KEYS = ("in_channels", "strides", "featmap_strides")
+_OWN_STRIDES = ("featmap_strides", "feature_strides")
+_KEYS = ("in_channels", "strides", *_OWN_STRIDES)
 # Pixels a side of the image that other backbones are asked their channels with.
 _SIDE = 128
 
@@ -26,7 +27,7 @@ def resolve_auto(cfg: Config) -> Config:
     without ``in_index`` takes the neck's, or without a neck a level for each of its ``strides``.
 
     ``strides`` of anchors and points: those of all levels that heads see. ``featmap_strides`` of
-    region extractors: those of the levels that come from the backbone.
+    region extractors and ``feature_strides`` of heads: those of the levels of the backbone.
 
     Args:
         cfg: Configuration with a ``model``; it has a backbone if there is anything to replace.
@@ -123,8 +124,9 @@ def _resolve(part: Any, where: str, levels: _Levels, has_neck: bool) -> None:
         return
     if part.get("strides") == "auto":
         part["strides"] = list(levels.strides)
-    if part.get("featmap_strides") == "auto":
-        part["featmap_strides"] = levels.strides[: levels.own]
+    for key in _OWN_STRIDES:
+        if part.get(key) == "auto":
+            part[key] = levels.strides[: levels.own]
     if part.get("in_channels") == "auto":
         index = part.get("in_index")
         if index is None and not has_neck and "strides" in part:

@@ -33,7 +33,7 @@ class SeededDataset(Dataset):
     """Gives (index, seeds) pairs their sample, having seeded all generators.
 
     Args:
-        dataset: Data set whose attributes remain reachable.
+        dataset: Data set whose attributes remain reachable, also to set them.
     """
 
     __getitems__ = None
@@ -45,6 +45,13 @@ class SeededDataset(Dataset):
         if name == "dataset" or name.startswith("__"):
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Hooks exchange pipelines.
+        if name == "dataset":
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
 
     def __len__(self) -> int:
         return len(self.dataset)

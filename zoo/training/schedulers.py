@@ -84,3 +84,55 @@ class WarmupCosineLR(_ParamScheduler):
         highest = max(self.base_values)
         rate = self.rate(self.last_step, highest)
         return [rate * base / highest for base in self.base_values]
+
+
+@PARAM_SCHEDULERS.register_module()
+class YOLOXWarmCosineLR(_ParamScheduler):
+    """YOLOX's schedule: quadratic warm-up, half a cosine, then the lowest rate.
+
+    Args:
+        optimizer: Optimiser or its wrapper.
+        T_max: Length of the whole, in epochs (or steps, if ``by_epoch=False``).
+        warmup: Length of the warm-up in the same unit.
+        warmup_ratio: Rate at step 0, as a part of the base rate.
+        constant: Length of the last part, at the lowest rate.
+        min_ratio: Lowest rate, as a part of the base rate.
+        begin: First step.
+        end: Step after which the rate stays.
+        last_step: Last step done.
+        by_epoch: Whether the unit is the epoch.
+        verbose: Whether to print each change.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer | BaseOptimWrapper,
+        T_max: int,
+        warmup: float = 3,
+        warmup_ratio: float = 0.1,
+        constant: float = 15,
+        min_ratio: float = 0.01,
+        begin: int = 0,
+        end: int = INF,
+        last_step: int = -1,
+        by_epoch: bool = True,
+        verbose: bool = False,
+    ):
+        self.T_max = T_max
+        self.warmup = warmup
+        self.warmup_ratio = warmup_ratio
+        self.constant = constant
+        self.min_ratio = min_ratio
+        super().__init__(optimizer, "lr", begin, end, last_step, by_epoch, verbose)
+
+    def ratio(self, step: int) -> float:
+        """Rate at a step, as a part of the base rate."""
+        if step < self.warmup:
+            return self.warmup_ratio + (1 - self.warmup_ratio) * (step / self.warmup) ** 2
+        if step >= self.T_max - self.constant:
+            return self.min_ratio
+        progress = (step - self.warmup) / (self.T_max - self.warmup - self.constant)
+        return self.min_ratio + 0.5 * (1 - self.min_ratio) * (1 + math.cos(math.pi * progress))
+
+    def _get_value(self) -> list[float]:
+        return [self.ratio(self.last_step) * base for base in self.base_values]

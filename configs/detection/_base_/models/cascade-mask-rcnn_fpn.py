@@ -34,7 +34,7 @@ model = dict(
             type="AnchorGenerator",
             scales=[8],
             ratios=[0.5, 1.0, 2.0],
-            strides=[4, 8, 16, 32, 64],
+            strides="auto",
         ),
         bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_stds=[1.0, 1.0, 1.0, 1.0]),
         loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True),
@@ -48,7 +48,7 @@ model = dict(
             type="SingleRoIExtractor",
             roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=0),
             out_channels=256,
-            featmap_strides=[4, 8, 16, 32],
+            featmap_strides="auto",
         ),
         bbox_head=[
             dict(
@@ -70,7 +70,7 @@ model = dict(
             type="SingleRoIExtractor",
             roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=0),
             out_channels=256,
-            featmap_strides=[4, 8, 16, 32],
+            featmap_strides="auto",
         ),
         mask_head=dict(
             type="FCNMaskHead",
