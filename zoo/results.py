@@ -1,11 +1,12 @@
 """The results of the metafiles, checked and as tables: ``python -m visattn.zoo.results``.
 
 ``configs/**/metafile.yml`` follow OpenMMLab's schema (``Collections``; ``Models`` with ``Name``,
-``In Collection``, ``Config``, ``Metadata``, ``Results``), with three keys more: each model has
-``Model``, its name with timm, and ``Weights``, a path, address or remark on where they are to be
-had; each result has ``Source``: ``paper``, ``log`` (of the authors, not in the paper) or
-``measured``. They are the only source of the tables between ``<!-- results:NAME -->`` and
-``<!-- /results -->`` in Markdown files, NAME being a collection's. Likewise those between
+``In Collection``, ``Config``, ``Metadata``, ``Results``), with keys more. Each model has ``Model``,
+its name with timm, or ``mmdet/`` and its type, and ``Weights``, a path, address or remark on where
+they are to be had; where it is a backbone, ``Head``, what is on it. Each result has ``Source``:
+``paper``, ``log`` (of the authors, not in the paper) or ``measured``, and may have a ``Remark``.
+They are the only source of the tables between ``<!-- results:NAME -->`` and ``<!-- /results -->``
+in Markdown files, NAME being a collection's. Likewise those between
 ``<!-- kernels:FILE -->`` or ``<!-- models:FILE -->`` and ``<!-- /results -->`` are of rows that
 ``tools/benchmark.py`` wrote, FILE being their CSV file.
 """
@@ -49,6 +50,9 @@ class Result(NamedTuple):
         metrics: Values by name.
         source: One of ``SOURCES``.
         weights: Where weights are to be had.
+        head: What is on the model and its schedule, such as ``"Mask R-CNN 1x"``; empty for
+            classifiers.
+        remark: What is to be known of the figures, beside their source.
     """
 
     collection: str
@@ -61,6 +65,8 @@ class Result(NamedTuple):
     metrics: dict[str, float]
     source: str
     weights: str
+    head: str = ""
+    remark: str = ""
 
 
 def read_metafile(path: Path) -> list[Result]:
@@ -102,6 +108,8 @@ def _results(entry: dict[str, Any]) -> list[Result]:
             metrics=dict(result["Metrics"]),
             source=result["Source"],
             weights=entry["Weights"],
+            head=entry.get("Head", ""),
+            remark=result.get("Remark", ""),
         )
         for result in entry["Results"]
     ]
@@ -123,7 +131,7 @@ def validate(results: Sequence[Result], root: Path = ROOT) -> list[str]:
     for result in dict.fromkeys(r._replace(metrics=()) for r in results):
         if not (root / result.config).is_file():
             problems.append(f"{result.model}: there is no config {result.config}")
-        if not timm.is_model(result.model):
+        if not (result.model.startswith("mmdet/") or timm.is_model(result.model)):
             problems.append(f"{result.model}: there is no such model")
         elif result.task == "Image Classification":
             with torch.device("meta"):
@@ -137,20 +145,23 @@ def validate(results: Sequence[Result], root: Path = ROOT) -> list[str]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Results as a Markdown table; one column a metric."""
+    """Results as a Markdown table; one column a metric, and one of heads where there are any."""
     metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
-    head = ["Model", "Parameters", "GMACs", "Data", *metrics, "Source", "Config", "Weights"]
+    heads = ["Head"] if any(result.head for result in results) else []
     right = {"Parameters", "GMACs", *metrics}
-    rows = [head, ["---:" if name in right else "---" for name in head]]
+    start, end = ["Model", *heads, "Parameters", "GMACs", "Data"], ["Source", "Config", "Weights"]
+    title = [*start, *metrics, *end]
+    rows = [title, ["---:" if name in right else "---" for name in title]]
     for result in results:
         rows.append(
             [
                 f"`{result.model}`",
+                *(result.head for _ in heads),
                 f"{result.parameters / 1e6:.2f} M",
                 f"{result.macs / 1e9:.2f}" if result.macs else "",
                 result.dataset,
                 *(str(result.metrics.get(name, "")) for name in metrics),
-                result.source,
+                f"{result.source}: {result.remark}" if result.remark else result.source,
                 f"[config]({result.config})",
                 result.weights,
             ]

@@ -83,6 +83,17 @@ def test_metrics_that_only_some_have_are_left_blank(repository):
     assert "|  | 40.1 | measured |" in lines[3]
 
 
+def test_heads_and_remarks_are_shown_where_there_are_any(repository):
+    first, *_ = results.read_results(repository())
+    assert "Head" not in results.table([first])
+    detector = first._replace(head="Mask R-CNN 1x", remark="run again")
+    lines = results.table([first, detector]).splitlines()
+    assert lines[0].startswith("| Model | Head | Parameters |")
+    assert lines[2].startswith("| `test_vit` |  | 0.37 M |")
+    assert lines[3].startswith("| `test_vit` | Mask R-CNN 1x | 0.37 M |")
+    assert "| paper: run again |" in lines[3]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
