@@ -74,6 +74,15 @@ def test_norm_eval_keeps_statistics_but_trains_weights():
     assert norm.weight.grad.abs().sum() > 0
 
 
+def test_momentum_of_batch_norms():
+    backbone = TimmBackbone(**SMALL, bn_momentum=0.25)
+    norm = backbone.model.model.stem.norm1
+    x = images()
+    mean = backbone.model.model.stem.conv1(x).mean((0, 2, 3))
+    backbone.train()(x)
+    torch.testing.assert_close(norm.running_mean, 0.25 * mean)
+
+
 def test_checkpointing_changes_nothing():
     plain = TimmBackbone(**SMALL)
     recomputed = TimmBackbone(**SMALL, with_cp=True)
@@ -199,6 +208,11 @@ def test_heads_without_a_neck_take_the_levels_they_name():
     model = resolve_auto(cfg).model
     assert model.decode_head.in_channels == [32, 96]
     assert model.auxiliary_head.in_channels == 96
+
+
+def test_heads_with_strides_take_a_level_for_each():
+    cfg = config(panoptic_head={"in_channels": "auto", "strides": [4, 8, 16]})
+    assert resolve_auto_channels(cfg).model.panoptic_head.in_channels == [32, 64, 96]
 
 
 @pytest.mark.parametrize(
