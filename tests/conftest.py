@@ -188,3 +188,67 @@ def make_runner(classification_config, tmp_path):
         return build_runner(cfg, mode)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory):
+    """Six embedded scenes to train on and four to test, as COCO and as maps of classes."""
+    from visattn.zoo.data import embedded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "SCENES", {"train": 6, "val": 4})
+        return embedded.make_embedded(tmp_path_factory.mktemp("embedded") / "data") / "scenes"
+
+
+_DENSE_MODELS = {
+    "detection": (
+        "mmdet",
+        "models/mask-rcnn_fpn_micro.py",
+        "datasets/embedded_scenes_instance.py",
+    ),
+    "segmentation": ("mmseg", "models/upernet_micro.py", "datasets/embedded_scenes_semantic.py"),
+}
+
+
+@pytest.fixture
+def dense_config(scenes, tmp_path):
+    """Writes configurations of small models on ``scenes``, with a checkpoint of random weights.
+
+    The function takes ``"detection"`` or ``"segmentation"`` and code to add; it gives the paths of
+    the configuration and of the checkpoint.
+    """
+    from visattn.zoo.config import load_config
+    from visattn.zoo.models import build_configured
+
+    def write(task: str, more: str = "") -> tuple[Path, Path]:
+        configs = Path(__file__).parents[1] / "configs"
+        scope, *bases = _DENSE_MODELS[task]
+        bases = [str(configs / task / "_base_" / base) for base in bases]
+        annotations = scenes / "annotations" / "instances_val2017.json"
+        evaluator = f"dict(ann_file={str(annotations)!r})" if task == "detection" else "dict()"
+        # mmengine keeps the state of a run under the name of its configuration.
+        path = tmp_path / f"{task}_{next(_run_numbers)}.py"
+        path.write_text(f"""
+_base_ = {[*bases, str(configs / "_base_" / "default_runtime.py")]!r}
+default_scope = {scope!r}
+model = dict(
+    backbone=dict(
+        model_name="nat_mini", depths=(1, 1, 1, 1), embed_dim=32, norm_outputs="layernorm2d"
+    )
+)
+train_dataloader = dict(batch_size=2, dataset=dict(data_root="{scenes}/"))
+val_dataloader = dict(batch_size=2, dataset=dict(data_root="{scenes}/"))
+test_dataloader = val_dataloader
+val_evaluator = {evaluator}
+test_evaluator = {evaluator}
+val_cfg = dict()
+test_cfg = dict()
+visualizer = dict(vis_backends=[dict(type="LocalVisBackend")])
+log_level = "ERROR"
+{more}""")
+        torch.manual_seed(0)
+        model = build_configured(load_config(path))
+        torch.save({"meta": {}, "state_dict": model.state_dict()}, path.with_suffix(".pth"))
+        return path, path.with_suffix(".pth")
+
+    return write

@@ -26,6 +26,7 @@ from visattn.zoo.benchmark.report import (
     print_tables,
 )
 from visattn.zoo.benchmark.subject import AMP_DTYPES, Settings
+from visattn.zoo.devices import pick_device
 from visattn.zoo.errors import UserError
 
 
@@ -97,7 +98,7 @@ def models_parser() -> argparse.ArgumentParser:
 def benchmark(argv: Sequence[str]) -> None:
     """Measures models; raises what goes wrong, after all others have been measured."""
     args = models_parser().parse_args(argv)
-    device = _device(args.device)
+    device = pick_device(args.device)
     on_cpu = device.type == "cpu"
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -187,7 +188,7 @@ def benchmark_kernels(argv: Sequence[str]) -> None:
     for name in args.impl or ():
         if name not in known:
             raise UserError(f"no such contestant: {name}; there are {', '.join(sorted(known))}")
-    device = _device(args.device)
+    device = pick_device(args.device)
     on_cpu = device.type == "cpu"
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -227,18 +228,6 @@ def benchmark_kernels(argv: Sequence[str]) -> None:
     ]
     if wrong:
         raise UserError("\n  ".join(["not all results are right", *wrong]))
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        cause = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here: {cause}") from error
-    return device
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

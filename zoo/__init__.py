@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-_LAZY = {"register_all": "registry", "attention_maps": "attention"}
+_LAZY = {"register_all": "registry", "attention_maps": "attention", "predict": "inference"}
 """Where what ``visattn.zoo`` offers is, for importing it must stay light."""
 
 

@@ -113,8 +113,15 @@ class ImageFolder(Dataset):
         raise DataError(f"none of the {len(self)} images under {self.roots} can be read")
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(
+    path: str | Path,
+    remedy: str = "replace or remove it, or set on_corrupt='skip' for the data set",
+) -> Image.Image:
     """Reads an image file wholly, as RGB.
+
+    Args:
+        path: File.
+        remedy: What the error advises.
 
     Raises:
         DataError: If the file is missing, cut short or no image.
@@ -124,10 +131,7 @@ def read_image(path: str | Path) -> Image.Image:
             warnings.filterwarnings("ignore", message=".*(EXIF|iCCP|Palette images).*")
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"cannot read image {path} ({error}): replace or remove it, or set on_corrupt='skip' "
-            "for the data set"
-        ) from error
+        raise DataError(f"cannot read image {path} ({error}): {remedy}") from error
 
 
 def require_folder(path: str | Path) -> Path:
