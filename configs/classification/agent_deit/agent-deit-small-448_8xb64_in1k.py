@@ -5,30 +5,10 @@ _base_ = "agent-deit-tiny_8xb512_in1k.py"
 model = dict(backbone=dict(model_name="agent_deit_small_448", drop_path_rate=0.1))
 train_dataloader = dict(
     batch_size=64,
-    dataset=dict(
-        pipeline=[
-            dict(
-                type="TimmTrainTransform",
-                img_size=448,
-                color_jitter=0.4,
-                auto_augment="rand-m9-mstd0.5-inc1",
-                interpolation="bicubic",
-            )
-        ],
-    ),
+    dataset=dict(pipeline=[dict(_base_.train_dataloader.dataset.pipeline[0], img_size=448)]),
 )
 val_dataloader = dict(
-    dataset=dict(
-        pipeline=[
-            dict(
-                type="TimmEvalTransform",
-                img_size=448,
-                crop_pct=0.875,
-                crop_mode="squash",
-                interpolation="bicubic",
-            )
-        ],
-    ),
+    dataset=dict(pipeline=[dict(_base_.val_dataloader.dataset.pipeline[0], img_size=448)]),
 )
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=5e-4))

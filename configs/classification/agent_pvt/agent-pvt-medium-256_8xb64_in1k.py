@@ -5,30 +5,10 @@ _base_ = "agent-pvt-tiny_8xb128_in1k.py"
 model = dict(backbone=dict(model_name="agent_pvt_medium_256", drop_path_rate=0.3))
 train_dataloader = dict(
     batch_size=64,
-    dataset=dict(
-        pipeline=[
-            dict(
-                type="TimmTrainTransform",
-                img_size=256,
-                color_jitter=0.4,
-                auto_augment="rand-m9-mstd0.5-inc1",
-                interpolation="bicubic",
-            )
-        ],
-    ),
+    dataset=dict(pipeline=[dict(_base_.train_dataloader.dataset.pipeline[0], img_size=256)]),
 )
 val_dataloader = dict(
-    dataset=dict(
-        pipeline=[
-            dict(
-                type="TimmEvalTransform",
-                img_size=256,
-                crop_pct=0.875,
-                crop_mode="squash",
-                interpolation="bicubic",
-            )
-        ],
-    ),
+    dataset=dict(pipeline=[dict(_base_.val_dataloader.dataset.pipeline[0], img_size=256)]),
 )
 test_dataloader = val_dataloader
 optim_wrapper = dict(optimizer=dict(lr=5e-4), clip_grad=dict(max_norm=1.0))

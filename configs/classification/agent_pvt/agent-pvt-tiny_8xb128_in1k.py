@@ -2,6 +2,8 @@
 #     configs/classification/agent_pvt/agent-pvt-tiny_8xb128_in1k.py --launcher pytorch
 _base_ = [
     "../_base_/datasets/imagenet_224_squash.py",
+    "../_base_/schedules/adamw_300e_float32.py",
+    "../_base_/augmentation/mixup_cutmix.py",
     "../../_base_/default_runtime.py",
 ]
 default_scope = "visattn"
@@ -9,31 +11,8 @@ default_scope = "visattn"
 model = dict(
     type="ImageClassifier",
     backbone=dict(model_name="agent_pvt_tiny", num_classes=1000, drop_path_rate=0.1),
-    mixup=dict(
-        mixup_alpha=0.8,
-        cutmix_alpha=1.0,
-        prob=1.0,
-        switch_prob=0.5,
-        mode="batch",
-        label_smoothing=0.1,
-    ),
-    data_preprocessor=dict(random_erasing=dict(probability=0.25, mode="pixel", max_count=1)),
 )
-optim_wrapper = dict(
-    type="OptimWrapper",
-    constructor="TimmOptimWrapperConstructor",
-    optimizer=dict(type="adamw", lr=1e-3, weight_decay=0.05, eps=1e-8),
-)
-param_scheduler = dict(
-    type="WarmupCosineLR",
-    T_max=300,
-    warmup=5,
-    warmup_lr=2e-6,
-    min_lr=2e-5,
-    convert_to_iter_based=True,
-)
+param_scheduler = dict(warmup=5, warmup_lr=2e-6, min_lr=2e-5)
 # The last 10 epochs are at the lowest rate.
-train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=310)
-val_cfg = dict()
-test_cfg = dict()
+train_cfg = dict(max_epochs=310)
 default_hooks = dict(checkpoint=dict(save_best="accuracy/top1"))

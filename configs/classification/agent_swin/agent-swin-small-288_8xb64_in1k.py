@@ -5,29 +5,11 @@ _base_ = "agent-swin-tiny_8xb128_in1k.py"
 model = dict(backbone=dict(model_name="agent_swin_small_288", drop_path_rate=0.3))
 train_dataloader = dict(
     batch_size=64,
-    dataset=dict(
-        pipeline=[
-            dict(
-                type="TimmTrainTransform",
-                img_size=288,
-                color_jitter=0.4,
-                auto_augment="rand-m9-mstd0.5-inc1",
-                interpolation="bicubic",
-            )
-        ],
-    ),
+    dataset=dict(pipeline=[dict(_base_.train_dataloader.dataset.pipeline[0], img_size=288)]),
 )
 val_dataloader = dict(
     dataset=dict(
-        pipeline=[
-            dict(
-                type="TimmEvalTransform",
-                img_size=288,
-                crop_pct=1.0,
-                crop_mode="squash",
-                interpolation="bicubic",
-            )
-        ],
+        pipeline=[dict(_base_.val_dataloader.dataset.pipeline[0], img_size=288, crop_pct=1.0)]
     ),
 )
 test_dataloader = val_dataloader

@@ -16,14 +16,7 @@ train_dataloader = dict(
 )
 val_dataloader = dict(
     dataset=dict(
-        pipeline=[
-            dict(
-                type="TimmEvalTransform",
-                img_size=224,
-                crop_pct=0.875,
-                interpolation="bilinear",
-            )
-        ],
+        pipeline=[dict(_base_.val_dataloader.dataset.pipeline[0], interpolation="bilinear")],
     ),
 )
 test_dataloader = val_dataloader

@@ -3,16 +3,6 @@ _base_ = "imagenet_224.py"
 train_dataloader = dict(sampler=dict(_delete_=True, type="DefaultSampler", shuffle=True))
 # A square, whatever the ratio of the image, then its centre.
 val_dataloader = dict(
-    dataset=dict(
-        pipeline=[
-            dict(
-                type="TimmEvalTransform",
-                img_size=224,
-                crop_pct=0.875,
-                crop_mode="squash",
-                interpolation="bicubic",
-            )
-        ],
-    ),
+    dataset=dict(pipeline=[dict(_base_.val_dataloader.dataset.pipeline[0], crop_mode="squash")]),
 )
 test_dataloader = val_dataloader
