@@ -35,7 +35,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=positive, default=2, help="traced batch")
     parser.add_argument("--static", action="store_true", help="fix batch and size as traced")
     parser.add_argument(
-        "--min-size", type=positive, default=MIN_SIZE, help="least side (default: %(default)s)"
+        "--min-size",
+        type=positive,
+        default=MIN_SIZE,
+        help="least side (default: %(default)s; many models of stride 32 take 33)",
     )
     parser.add_argument("--opset", type=positive, help="version of ONNX's operators")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="relative, of the check")

@@ -12,8 +12,10 @@ from .files import replacing
 
 Shape = tuple[int, int, int, int]
 
-# An image of one token a side in the last stage, or none, would need a trace of its own.
-MIN_SIZE = 33
+# A map of one token a side, or none, would need a trace of its own. At stride 32 images of 64
+# pixels have two, however a model rounds. Those that round up, as most do, have from 33 pixels on;
+# with CSWin's stem it is 35, and PVT, which rounds down, needs the 64.
+MIN_SIZE = 64
 
 
 class ExportError(UserError):

@@ -11,6 +11,7 @@ from timm.models import is_model_in_modules
 
 import visattn  # noqa: F401
 from visattn.heads.dcal import DualCrossAttentionLoss
+from visattn.zoo.export import MIN_SIZE, export_onnx, trace
 
 MODELS = sorted(
     name
@@ -33,6 +34,21 @@ SHALLOW = {
     "elaresnet": {"layers": (1, 1, 1, 1), "zero_init_last": False},
     "elamobilenetv2": {"depth_multiplier": 0.4},
 }
+# What is compiled takes seconds a block: one of each kind a model has, on large maps and on small.
+FEWEST = {
+    **SHALLOW,
+    "nat_isotropic": {"depth": 1, "embed_dim": 64},
+    "dinat_isotropic": {"depth": 2, "embed_dim": 64},
+    "vitrpb": {"depth": 1, "embed_dim": 64},
+    "biformer": {"depths": (0, 1, 0, 1)},
+    "nat": {"depths": (1, 0, 0, 1), "embed_dim": 32},
+    "dinat": {"depths": (0, 2, 0, 1), "embed_dim": 32},
+    "agent_deit": {"depth": 2, "agent_depth": 1, "embed_dim": 128},
+    "agent_pvt": {"depths": (1, 0, 0, 1), "embed_dims": (64, 64, 128, 128)},
+    "agent_swin": {"depths": (1, 0, 2, 0), "embed_dim": 32},
+    "agent_cswin": {"depths": (1, 0, 1, 1), "embed_dim": 32},
+    "dcal": {"depth": 2, "embed_dim": 48, "num_heads": 3},
+}
 # Models that differ in more than depth and width.
 KINDS = (
     "biformer_tiny",
@@ -53,11 +69,23 @@ KINDS = (
     "elaresnet50_s",
     "elamobilenetv2_100_b",
 )
+ONE_A_FAMILY = {
+    "biformer_tiny",
+    "dinat_mini",
+    "dinat_isotropic_small",
+    "agent_deit_base",
+    "agent_pvt_tiny",
+    "agent_swin_small",
+    "agent_cswin_tiny",
+    "dcal_deit_tiny_patch16",
+    "elaresnet18_t",
+    "elamobilenetv2_100_b",
+}
 
 
-def create(name, **kwargs):
-    family = next(family for family in SHALLOW if name.startswith(family))
-    return timm.create_model(name, **{**SHALLOW[family], **kwargs})
+def create(name, reduced=SHALLOW, **kwargs):
+    family = next(family for family in reduced if name.startswith(family))
+    return timm.create_model(name, **{**reduced[family], **kwargs})
 
 
 def stride(model):
@@ -109,6 +137,7 @@ def relative(actual, expected):
 
 
 CHEAP = ("test_default_cfg", "test_too_small", "test_pretrained")
+COMPILED = ("test_compiles", "test_exports", "test_runs_in_onnx")
 
 
 @cache
@@ -122,21 +151,43 @@ def built_differently():
     return set(groups.values())
 
 
+@cache
+def compiled_differently():
+    """One of each group of models whose programs have the same steps, with other numbers."""
+    groups = {}
+    for name in (*KINDS, *MODELS):
+        model = create(name, FEWEST, device="meta")
+        steps = [(key, type(module).__name__) for key, module in model.named_modules()]
+        groups.setdefault(f"{steps} {list(model.state_dict())}", name)
+    return set(groups.values())
+
+
 def pytest_generate_tests(metafunc):
-    """Puts cheap questions to all models, others to one of each kind; the rest is heavy."""
+    """Puts cheap questions to all models, others to one of each kind; the rest is heavy.
+
+    All questions are put to one model after the other, so that they can share what is traced.
+    """
     test = metafunc.function.__name__
-    models = MODELS
+    models, light = MODELS, MODELS
     if test == "test_pretrained_without_weights_raises":
         models = [name for name in MODELS if not timm.get_pretrained_cfg(name).has_weights]
-    cheap = test.startswith(CHEAP)
-    if not cheap:
-        light = metafunc.config.option.markexpr == "not heavy"
-        models = KINDS if light else sorted(built_differently())
+    elif test.startswith(COMPILED):
+        models, light = compiled_differently(), ONE_A_FAMILY
+    elif not test.startswith(CHEAP):
+        models, light = built_differently(), KINDS
     names = [
-        pytest.param(name, marks=() if cheap or name in KINDS else pytest.mark.heavy)
-        for name in models
+        pytest.param(name, marks=() if name in light else pytest.mark.heavy)
+        for name in sorted(models)
     ]
-    metafunc.parametrize("name", names)
+    metafunc.parametrize("name", names, scope="module")
+
+
+@pytest.fixture(scope="module")
+def exported(name):
+    """A model and its program for batches of images of any size."""
+    torch.manual_seed(0)
+    model = create(name, FEWEST, num_classes=5).eval()
+    return model, trace(model, (2, 3, 256, 288))
 
 
 def test_default_cfg_states_the_model(name):
@@ -288,22 +339,24 @@ def test_state_dict_round_trip(name, tmp_path):
 
 
 def test_compiles_in_one_graph(name):
-    model = create(name, num_classes=5).eval()
+    model = create(name, FEWEST, num_classes=5).eval()
     x = images()
     torch.compiler.reset()  # all models share code, which is compiled a few times at most
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
 
 
-def test_exports_with_dynamic_batch_height_and_width(name):
-    """From 64 pixels on, where the last map is more than one token a side."""
-    model = create(name, num_classes=5).eval()
-    height, width = (torch.export.Dim(side, min=64, max=2048) for side in ("height", "width"))
-    dims = {0: torch.export.Dim("batch"), 2: height, 3: width}
-    program = torch.export.export(model, (images(2, 256, 288),), dynamic_shapes=(dims,))
-    for shape in [(3, 64, 128), (1, 70, 97), (1, 230, 297)]:
+def test_exports_with_dynamic_batch_height_and_width(exported):
+    model, program = exported
+    run = program.module()
+    for shape in [(3, 64, 128), (1, 70, 97), (1, MIN_SIZE, 230)]:
         x = images(*shape)
-        assert relative(program.module()(x), model(x)) < 1e-5
+        assert relative(run(x), model(x)) < 1e-5
+
+
+def test_runs_in_onnx_runtime_at_other_sizes(exported, tmp_path):
+    model, program = exported
+    assert export_onnx(program, tmp_path / "model.onnx", model, (1, 3, 70, 97), 1e-4) < 1e-4
 
 
 def test_parameters_fall_into_ordered_groups(name):
