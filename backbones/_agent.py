@@ -24,8 +24,15 @@ from ..kernels import AgentBias, agent_attention
 from ..kernels.agent_attention.reference import dense_bias
 from ._builder import StateDict
 from .biformer import LocalEnhancement
+from .nat import NATBlock
 
-__all__ = ["AgentAttention", "AgentBiasTables", "SpatialReductionAttention", "pool_agents"]
+__all__ = [
+    "AgentAttention",
+    "AgentBiasTables",
+    "SpatialReductionAttention",
+    "hybrid_blocks",
+    "pool_agents",
+]
 
 Size = tuple[int, int]
 
@@ -337,6 +344,35 @@ class AgentAttention(SpatialReductionAttention):
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, agent_shape={self.agent_shape}"
+
+
+def hybrid_blocks(
+    dim: int,
+    agent_depth: int,
+    drop_paths: Sequence[float],
+    agents: Callable[[], nn.Module],
+    others: Sequence[Callable[[], nn.Module]],
+    **kwargs: Any,
+) -> list[nn.Module]:
+    """The blocks of a stage, the first of which have agents.
+
+    Args:
+        dim: Channels.
+        agent_depth: Blocks with agents.
+        drop_paths: Stochastic depth of each block.
+        agents: Makes the attention of a block with agents.
+        others: Make that of another block: even and odd ones, and so on, take them in turn.
+        **kwargs: For ``NATBlock``.
+    """
+    return [
+        NATBlock(
+            dim,
+            agents() if j < agent_depth else others[j % len(others)](),
+            drop_path=drop_path,
+            **kwargs,
+        )
+        for j, drop_path in enumerate(drop_paths)
+    ]
 
 
 def set_map_size(module: nn.Module, size: Size) -> None:

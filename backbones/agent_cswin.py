@@ -28,6 +28,7 @@ from timm.layers import calculate_drop_path_rates, to_2tuple
 from timm.models import generate_default_cfgs
 from torch import nn
 
+from ..kernels import window_attention
 from ._agent import (
     AgentAttention,
     Size,
@@ -35,15 +36,47 @@ from ._agent import (
     check_stages,
     convert_biases,
     fit_biases,
+    hybrid_blocks,
     set_map_size,
 )
 from ._builder import StateDict, build_model, rename, unwrap
 from ._pyramid import Pyramid, Stage
 from ._registry import register_model
-from ._windows import StripeConv, attend_in_windows
-from .nat import ConvDownsample, NATBlock
+from .nat import ConvDownsample
 
-__all__ = ["AgentCSWin", "CrossShapedAttention"]
+__all__ = ["AgentCSWin", "CrossShapedAttention", "StripeConv"]
+
+
+class StripeConv(nn.Conv2d):
+    """Depthwise 3x3 convolution of a channels-last map within stripes, each zero-padded.
+
+    Args:
+        dim: Channels.
+        split_size: Tokens that stripes are wide; None for one that is the map.
+        axis: 1 for stripes of rows, 2 for stripes of columns.
+    """
+
+    def __init__(self, dim: int, split_size: int | None = None, axis: int = 2, **dd: Any):
+        super().__init__(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.split_size = split_size
+        self.axis = axis
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        split, axis = self.split_size, self.axis
+        if split is None:
+            return self._convolve(x)
+        # One line of zeros between stripes, which each of them has for its border.
+        length = x.shape[axis]
+        place = torch.arange(length + (length - 1) // split, device=x.device)
+        stripe, line = place // (split + 1), place % (split + 1)
+        source = torch.where(line < split, stripe * split + line, length)
+        x = F.pad(x, (0, 0, 0, 0, 0, 1) if axis == 1 else (0, 0, 0, 1))
+        x = self._convolve(x.index_select(axis, source))
+        lines = torch.arange(length, device=x.device)
+        return x.index_select(axis, lines + lines // split)
+
+    def _convolve(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class CrossShapedAttention(nn.Module):
@@ -93,7 +126,7 @@ class CrossShapedAttention(nn.Module):
             out = [self._whole(q[:, :, :, 0], k[:, :, :, 0], v[:, :, :, 0])]
         else:
             out = [
-                attend_in_windows(*(y[:, :, :, i] for y in (q, k, v)), stripe)
+                window_attention(*(y[:, :, :, i] for y in (q, k, v)), stripe)
                 for i, stripe in enumerate([(height, split), (split, width)])
             ]
         out = [
@@ -185,29 +218,23 @@ class AgentCSWin(Pyramid):
         dims = [embed_dim * 2**i for i in range(len(depths))]
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
-        for i, (depth, dim, map_size) in enumerate(
-            zip(depths, dims, _map_sizes(img_size, len(depths)), strict=True)
+        for i, (dim, map_size) in enumerate(
+            zip(dims, _map_sizes(img_size, len(depths)), strict=True)
         ):
             shared = {"proj_drop": proj_drop_rate, **dd}
             split = split_sizes[i] if split_sizes[i] < max(map_size) else None
-            attention = partial(
-                AgentAttention,
-                map_size=map_size,
-                num_agents=num_agents[i],
-                agent_shape=agent_shapes[i],
-            )
-            blocks = [
-                NATBlock(
-                    dim,
-                    attention(dim, num_heads[i], **shared)
-                    if j < agent_depths[i]
-                    else CrossShapedAttention(dim, num_heads[i], split, **shared),
-                    mlp_ratio=mlp_ratio,
-                    drop_path=drop_paths[i][j],
+            blocks = hybrid_blocks(
+                dim,
+                agent_depths[i],
+                drop_paths[i],
+                partial(
+                    *(AgentAttention, dim, num_heads[i], map_size, num_agents[i], agent_shapes[i]),
                     **shared,
-                )
-                for j in range(depth)
-            ]
+                ),
+                (partial(CrossShapedAttention, dim, num_heads[i], split, **shared),),
+                mlp_ratio=mlp_ratio,
+                **shared,
+            )
             downsample = ConvDownsample(dim // 2, dim, bias=True, **dd) if i else nn.Identity()
             stages.append(Stage(downsample, blocks))
 

@@ -34,13 +34,13 @@ from ._agent import (
     convert_biases,
     fit_biases,
     fit_positions,
+    hybrid_blocks,
     resize_positions,
     set_map_size,
 )
 from ._builder import StateDict, build_model, rename, unwrap
 from ._pyramid import Pyramid, Stage
 from ._registry import register_model
-from .nat import NATBlock
 
 __all__ = ["AgentPVT"]
 
@@ -168,28 +168,23 @@ class AgentPVT(Pyramid):
         sizes = _map_sizes(to_2tuple(img_size), len(depths))
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
-        for i, (depth, dim) in enumerate(zip(depths, embed_dims, strict=True)):
+        for i, dim in enumerate(embed_dims):
             shared = {"proj_drop": proj_drop_rate, **dd}
-            attention = partial(
-                AgentAttention,
-                map_size=sizes[i],
-                num_agents=num_agents[i],
-                agent_shape=agent_shapes[i],
-                sr_ratio=agent_sr_ratios[i],
-            )
-            blocks = [
-                NATBlock(
-                    dim,
-                    attention(dim, dim // head_dim, **shared)
-                    if j < agent_depths[i]
-                    else SpatialReductionAttention(dim, dim // head_dim, sr_ratios[i], **shared),
-                    mlp_ratio=mlp_ratios[i],
-                    norm_eps=1e-6,
-                    drop_path=drop_paths[i][j],
+            heads = dim // head_dim
+            blocks = hybrid_blocks(
+                dim,
+                agent_depths[i],
+                drop_paths[i],
+                partial(
+                    *(AgentAttention, dim, heads, sizes[i], num_agents[i], agent_shapes[i]),
+                    sr_ratio=agent_sr_ratios[i],
                     **shared,
-                )
-                for j in range(depth)
-            ]
+                ),
+                (partial(SpatialReductionAttention, dim, heads, sr_ratios[i], **shared),),
+                mlp_ratio=mlp_ratios[i],
+                norm_eps=1e-6,
+                **shared,
+            )
             if i == 0:
                 downsample = nn.Identity()
             else:

@@ -26,6 +26,7 @@ from timm.layers import calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs
 from torch import nn
 
+from ..kernels import window_attention
 from ._agent import (
     AgentAttention,
     Size,
@@ -33,14 +34,14 @@ from ._agent import (
     check_stages,
     convert_biases,
     fit_biases,
+    hybrid_blocks,
     set_map_size,
 )
 from ._builder import NEXT_STAGE, StateDict, build_model, rename, unwrap
 from ._maps import crop, pad
 from ._pyramid import Pyramid, Stage
 from ._registry import register_model
-from ._windows import attend_in_windows
-from .nat import NATBlock, PatchMerging, PatchStem, fit_table, resize_table
+from .nat import PatchMerging, PatchStem, fit_table, resize_table
 from .nat_isotropic import expand_table
 
 __all__ = ["AgentSwin", "WindowAttention"]
@@ -96,7 +97,8 @@ class WindowAttention(nn.Module):
         window, shift = self.window_size, self.window_size // 2 if self.shifted else 0
         x = pad(x, *((side + window - 1) // window * window for side in (height, width)))
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
-        x = attend_in_windows(q, k, v, (window, window), shift, expand_table(self.rpb))
+        bias = expand_table(self.rpb)
+        x = window_attention(q, k, v, window, shift, bias, shift_small_maps=False)
         return self.proj_drop(self.proj(crop(x.flatten(3), height, width)))
 
     def extra_repr(self) -> str:
@@ -164,28 +166,24 @@ class AgentSwin(Pyramid):
         dims = [embed_dim * 2**i for i in range(len(depths))]
         drop_paths = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
         stages = []
-        for i, (depth, dim, map_size) in enumerate(
-            zip(depths, dims, _map_sizes(img_size, len(depths)), strict=True)
+        for i, (dim, map_size) in enumerate(
+            zip(dims, _map_sizes(img_size, len(depths)), strict=True)
         ):
             shared = {"proj_drop": proj_drop_rate, **dd}
-            attention = partial(
-                AgentAttention,
-                map_size=map_size,
-                num_agents=num_agents[i],
-                agent_shape=agent_shapes[i],
-            )
-            blocks = [
-                NATBlock(
-                    dim,
-                    attention(dim, dim // head_dim, **shared)
-                    if j < agent_depths[i]
-                    else WindowAttention(dim, dim // head_dim, window_size, j % 2 == 1, **shared),
-                    mlp_ratio=mlp_ratio,
-                    drop_path=drop_paths[i][j],
+            heads = dim // head_dim
+            windows = partial(WindowAttention, dim, heads, window_size, **shared)
+            blocks = hybrid_blocks(
+                dim,
+                agent_depths[i],
+                drop_paths[i],
+                partial(
+                    *(AgentAttention, dim, heads, map_size, num_agents[i], agent_shapes[i]),
                     **shared,
-                )
-                for j in range(depth)
-            ]
+                ),
+                (partial(windows, shifted=False), partial(windows, shifted=True)),
+                mlp_ratio=mlp_ratio,
+                **shared,
+            )
             downsample = PatchMerging(dim // 2, dim, **dd) if i else nn.Identity()
             stages.append(Stage(downsample, blocks))
 

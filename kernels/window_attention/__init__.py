@@ -20,6 +20,7 @@ def window_attention(
     bias: torch.Tensor | None = None,
     scale: float | None = None,
     impl: str | None = None,
+    shift_small_maps: bool = True,
 ) -> torch.Tensor:
     """Attends within non-overlapping windows of a map.
 
@@ -40,6 +41,8 @@ def window_attention(
         bias: Added to the logits, (heads, tokens, tokens) for row-major tokens of a window.
         scale: Factor of the logits; ``dim ** -0.5`` by default.
         impl: Implementation; see ``visattn.kernels.dispatch``.
+        shift_small_maps: Whether windows are displaced, too, where a side of the map is no longer
+            than that of a window.
 
     Returns:
         (B, H, W, heads, dim), in the dtype of ``v``.
@@ -60,6 +63,14 @@ def window_attention(
             "cpu": lambda: cpu_can_run(q, k, v, bias),
         },
     )
+    if torch.compiler.is_exporting() and impl == "reference":
+        return reference.window_attention_of_any_size(
+            q, k, v, window, shift, bias, scale, shift_small_maps
+        )
+    if not shift_small_maps and any(
+        side <= length for side, length in zip(q.shape[1:3], window, strict=True)
+    ):
+        shift = 0, 0
     if impl == "reference":
         return reference.window_attention(q, k, v, window, shift, bias, scale)
     return _operator(q, k, v, bias, window, shift, scale, impl)[0]

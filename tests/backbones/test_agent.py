@@ -19,8 +19,7 @@ from visattn.backbones._agent import (
     convert_biases,
     pool_agents,
 )
-from visattn.backbones._windows import StripeConv, attend_in_windows
-from visattn.backbones.agent_cswin import CrossShapedAttention
+from visattn.backbones.agent_cswin import CrossShapedAttention, StripeConv
 from visattn.backbones.agent_deit import ClassTokenAgentAttention
 from visattn.backbones.agent_swin import WindowAttention
 from visattn.kernels.agent_attention.reference import dense_bias
@@ -256,8 +255,8 @@ def test_shifted_windows_of_a_recorded_model(golden, golden_image, monkeypatch):
     record = golden("agent_swin_s_288")
     masks = iter([value for key, value in record.state_dict.items() if "attn_mask" in key])
 
-    def attend(q, k, v, window, shift=0, bias=None):
-        (side, _), (height, width) = window, q.shape[1:3]
+    def attend(q, k, v, side, shift, bias, shift_small_maps):
+        height, width = q.shape[1:3]
         if shift and min(height, width) > side:
             bias = bias + next(masks)[:, None]
         else:
@@ -272,7 +271,7 @@ def test_shifted_windows_of_a_recorded_model(golden, golden_image, monkeypatch):
         out = out.unflatten(1, (height // side, width // side)).transpose(2, 3)
         return out.flatten(3, 4).flatten(1, 2).roll((shift, shift), (1, 2))
 
-    monkeypatch.setattr(agent_swin, "attend_in_windows", attend)
+    monkeypatch.setattr(agent_swin, "window_attention", attend)
     model = timm.create_model("agent_swin_small_288").eval()
     assert count(model) == record.params
     model.load_state_dict(record.state_dict, strict=True)
@@ -653,16 +652,6 @@ def test_padding_of_windows_is_attended_to():
     x = torch.randn(1, 5, 6, 8)
     padded = F.pad(x, (0, 0, 0, 1, 0, 2))
     torch.testing.assert_close(attn(x), attn(padded)[:, :5, :6])
-
-
-@pytest.mark.parametrize("shift", [0, 3])
-@pytest.mark.parametrize("size", [(14, 14), (5, 30), (8, 9), (7, 20)])
-def test_exported_windows_are_those_of_the_op(size, shift, monkeypatch):
-    q, k, v = torch.randn(3, 2, *size, 2, 4)
-    bias = torch.randn(2, 49, 49)
-    wanted = attend_in_windows(q, k, v, (7, 7), shift, bias)
-    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
-    torch.testing.assert_close(attend_in_windows(q, k, v, (7, 7), shift, bias), wanted)
 
 
 def test_stripe_convolution_of_one_stripe_is_plain():

@@ -78,6 +78,27 @@ def test_reference_is_the_definition(name):
     torch.testing.assert_close(op("reference", qkv, bias), wanted)
 
 
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_what_is_exported_is_the_definition(name, monkeypatch):
+    op, inputs = make(name)
+    wanted = op("reference", **inputs)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(op("reference", **inputs), wanted)
+
+
+@pytest.mark.parametrize("exporting", [False, True])
+@pytest.mark.parametrize(
+    ("size", "shifted"), [((14, 14), True), ((5, 30), False), ((8, 9), True), ((7, 20), False)]
+)
+def test_small_maps_may_be_left_unshifted(size, shifted, exporting, monkeypatch):
+    q, k, v = torch.randn(3, 2, *size, 2, 4)
+    bias = torch.randn(2, 49, 49)
+    wanted = window_attention(q, k, v, 7, 3 if shifted else 0, bias)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
+    actual = window_attention(q, k, v, 7, 3, bias, shift_small_maps=False)
+    torch.testing.assert_close(actual, wanted)
+
+
 @pytest.mark.parametrize("shift", [0, 3])
 def test_equals_a_swin_block(shift):
     """timm's own shift, partition, mask and merge around its own attention."""
