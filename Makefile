@@ -25,10 +25,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m visattn.zoo.demo
 
 test: $(VENV)/.natten lint
-	$(BIN)/pytest -n 2 --dist loadfile -m "not heavy and not recipes"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not heavy and not recipes"
 
 test-heavy: $(VENV)/.natten
-	$(BIN)/pytest -n 2 --dist loadfile -m heavy
+	$(BIN)/pytest -n 2 --dist worksteal -m heavy
 
 test-recipes: $(VENV)/.natten
 	$(BIN)/pytest -n 2 --dist load -m recipes

@@ -347,13 +347,15 @@ def test_triton_is_as_exact_as_the_reference_in_16_bits(name, dtype):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [7, 12, 16, 17, 33, 64])
-@pytest.mark.parametrize("impl", FUSED)
+@pytest.mark.parametrize(
+    ("impl", "length"),
+    [*(("cpu", length) for length in (7, 12, 16, 17, 33, 64)), ("triton", 7), ("triton", 17)],
+)
 def test_all_windows_of_an_axis(impl, length, causal):
     """Every window, dilation and stride along the last axis of a map."""
     for kernel, dilation in itertools.product((1, 2, 3, 4, 7, 8, 13), (1, 2, 3, 5)):
         for stride in {1, 2, 3, kernel // 2 + 1, kernel}:
-            if kernel * dilation > length or stride > kernel or (impl == "triton" and length > 17):
+            if kernel * dilation > length or stride > kernel:
                 continue
             g = Geometry(
                 *((3, length), (2, kernel), (1, dilation), (1, stride), (False, causal)),

@@ -44,8 +44,16 @@ def test_a_sample_of_kernels_is_as_it_should_be(op):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("op", SAMPLE)
-def test_all_kernels_are_as_they_should_be(op):
-    done = run_audit(op, "--targets", "sm_80", "sm_90")
+def test_a_sample_of_kernels_is_as_it_should_be_in_all_dtypes(op):
+    done = run_audit(op, "--case", SAMPLE[op], "--targets", "sm_80", "sm_90")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("target, dtypes", [("sm_80", "fp32 fp16"), ("sm_90", "fp16")])
+@pytest.mark.parametrize("op", SAMPLE)
+def test_all_kernels_are_as_they_should_be(op, target, dtypes):
+    done = run_audit(op, "--targets", target, "--dtypes", *dtypes.split())
     assert done.returncode == 0, done.stderr
 
 
