@@ -20,7 +20,7 @@ from torch import nn
 import visattn
 from visattn.backbones._agent import AgentBiasTables
 from visattn.zoo.config import load_config
-from visattn.zoo.openmm.auto import resolve_auto_channels
+from visattn.zoo.openmm.auto import resolve_auto
 
 ROOT = Path(visattn.__file__).parent / "configs" / "detection"
 FAMILIES = ("agent_pvt", "agent_swin", "biformer", "dinat", "nat")
@@ -143,7 +143,7 @@ def read(name):
 @cache
 def detector(name):
     """The checked configuration, and the model without memory."""
-    cfg = resolve_auto_channels(load_config(LEAFS[name]))
+    cfg = resolve_auto(load_config(LEAFS[name]))
     with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
         return SimpleNamespace(cfg=cfg, model=MODELS.build(cfg.model))
 
@@ -248,7 +248,7 @@ def test_trains_and_predicts(name):
 
     shrink(cfg.model)
     with DefaultScope.overwrite_default_scope("mmdet"):
-        model = revert_sync_batchnorm(MODELS.build(resolve_auto_channels(cfg).model))
+        model = revert_sync_batchnorm(MODELS.build(resolve_auto(cfg).model))
     with_mask = cfg.model.type != "RetinaNet"
     inputs = demo_mm_inputs(2, [[3, 96, 128], [3, 80, 96]], num_classes=80, with_mask=with_mask)
     losses = model(**model.data_preprocessor(inputs, training=True), mode="loss")

@@ -18,7 +18,7 @@ from torch import nn
 import visattn
 from visattn.backbones.nat import NeighborhoodAttention
 from visattn.zoo.config import load_config
-from visattn.zoo.openmm.auto import resolve_auto_channels
+from visattn.zoo.openmm.auto import resolve_auto
 
 ROOT = Path(visattn.__file__).parent
 CONFIGS = ROOT / "configs"
@@ -121,7 +121,7 @@ def sample(names):
 @cache
 def build(name):
     """A recipe and its model, without memory."""
-    cfg = resolve_auto_channels(load_config(PATHS[name]))
+    cfg = resolve_auto(load_config(PATHS[name]))
     init_default_scope(cfg.default_scope)
     with torch.device("meta"):
         return cfg, MODELS.build(cfg.model)
@@ -316,7 +316,7 @@ def small_model(name, backbone):
         cfg.model.data_preprocessor.batch_augments = None
     if "size" in cfg.model.data_preprocessor:
         cfg.model.data_preprocessor.size = (64, 64)
-    model = revert_sync_batchnorm(MODELS.build(resolve_auto_channels(cfg).model))
+    model = revert_sync_batchnorm(MODELS.build(resolve_auto(cfg).model))
     model.init_weights()
     return model
 

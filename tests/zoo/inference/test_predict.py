@@ -75,11 +75,11 @@ def test_a_detector_as_mmdet_runs_it(dense_config, images):
     from mmdet.apis import inference_detector, init_detector
     from mmengine.config import Config
 
-    from visattn.zoo.openmm.auto import resolve_auto_channels
+    from visattn.zoo.openmm.auto import resolve_auto
 
     config, checkpoint = dense_config("detection")
     results = predict(config, checkpoint, images, score_threshold=0.0)
-    cfg = resolve_auto_channels(Config.fromfile(config))
+    cfg = resolve_auto(Config.fromfile(config))
     model = init_detector(cfg, str(checkpoint), device="cpu", palette="random")
     for path, result in zip(images, results, strict=True):
         expected = inference_detector(model, path).pred_instances
@@ -96,11 +96,11 @@ def test_a_segmentor_as_mmseg_runs_it(dense_config, images):
     from mmengine.config import Config
     from mmseg.apis import inference_model, init_model
 
-    from visattn.zoo.openmm.auto import resolve_auto_channels
+    from visattn.zoo.openmm.auto import resolve_auto
 
     config, checkpoint = dense_config("segmentation")
     results = predict(config, checkpoint, images)
-    cfg = resolve_auto_channels(Config.fromfile(config))
+    cfg = resolve_auto(Config.fromfile(config))
     cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline[:1] + [{"type": "PackSegInputs"}]
     model = init_model(cfg, str(checkpoint), device="cpu")
     for path, result in zip(images, results, strict=True):

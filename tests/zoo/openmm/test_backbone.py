@@ -212,7 +212,7 @@ def test_heads_without_a_neck_take_the_levels_they_name():
 
 def test_heads_with_strides_take_a_level_for_each():
     cfg = config(panoptic_head={"in_channels": "auto", "strides": [4, 8, 16]})
-    assert resolve_auto_channels(cfg).model.panoptic_head.in_channels == [32, 64, 96]
+    assert resolve_auto(cfg).model.panoptic_head.in_channels == [32, 64, 96]
 
 
 @pytest.mark.parametrize(
