@@ -16,6 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, Tes
 from timm.optim import get_optimizer_class, list_optimizers
 from torch.utils.data import DataLoader
 
+from .data.own import apply_own_data
 from .errors import ConfigError
 from .registry import register_all
 from .signatures import accepted_arguments
@@ -31,6 +32,7 @@ TOP_LEVEL = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", 
     "gpu_ids",
     "load_strict",
     "model_wrapper_cfg",
+    "own_data",
     "runner_type",
     "sync_bn",
     "tta_model",
@@ -116,6 +118,9 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     for key in sorted(overrides or (), key=lambda key: not key.endswith(".type")):
         _check_override(cfg, key, scope)
         cfg.merge_from_dict({key: overrides[key]})
+    if cfg.get("own_data"):
+        _check_keys(cfg.own_data, "own_data", frozenset({"data_root", "classes"}))
+        apply_own_data(cfg, **cfg.own_data)
     for where, section in cfg.items():
         if where in TOP_LEVEL:
             _check(section, where, scope)

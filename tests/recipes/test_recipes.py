@@ -13,7 +13,6 @@ from mmengine.registry import DefaultScope
 import visattn
 from visattn.zoo.config import load_config
 from visattn.zoo.data.checks import declared_classes
-from visattn.zoo.data.embedded import make_embedded
 from visattn.zoo.training.runner import build_runner
 
 CONFIGS = Path(visattn.__file__).parent / "configs"
@@ -57,18 +56,15 @@ def _divided(value: Any, by: int) -> Any:
     return max(value // by // 32, 2) * 32
 
 
-@pytest.fixture(scope="session")
-def scenes(tmp_path_factory):
-    return Scenes(make_embedded(tmp_path_factory.mktemp("data") / "embedded") / "scenes")
-
-
 @pytest.mark.recipes
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_recipe_trains_its_true_model(path, scenes, tmp_path):
     task = path.relative_to(CONFIGS).parts[0]
     cfg = load_config(path)
     for number, dataset in enumerate(dataset_configs(cfg.train_dataloader.dataset)):
-        write(dataset, declared_classes(cfg.model) or 1000, tmp_path / f"data{number}", scenes)
+        write(
+            dataset, declared_classes(cfg.model) or 1000, tmp_path / f"data{number}", Scenes(scenes)
+        )
     smaller(cfg.train_dataloader, REDUCTION[task])
     smaller(cfg.model.get("data_preprocessor") or {}, REDUCTION[task])
     cfg.train_dataloader.update(batch_size=BATCH, num_workers=0, persistent_workers=False)
