@@ -2,32 +2,29 @@
 
 Blocks are floats in scratch memory that stays in the cache, with rows padded to whole vectors.
 Tensors of any supported dtype and stride are brought there and back by the functions that take
-``dtype``, one of ``DTYPE_CODES``. Addresses and strides are in bytes; see ``_simd``.
+``dtype``, one of ``DTYPE_CODES``. Addresses and strides are in bytes, as those
+of ``_vectors``.
 """
 
 import numpy as np
 import torch
 
+from ._elements import load_as_float, store_as
 from ._jit import inline, jit
-from ._simd import (
-    COLUMNS,
+from ._tiles import COLUMNS, ROWS, multiply_tile
+from ._transposition import load_transposed, store_transposed
+from ._vectors import (
     LANES,
-    ROWS,
     broadcast,
     exp,
     fma,
     lanes_below,
     load,
-    load_as_float,
-    load_transposed,
     maximum,
-    multiply_tile,
     reduce_add,
     reduce_max,
     select,
     store,
-    store_as,
-    store_transposed,
 )
 
 __all__ = [

@@ -1,23 +1,11 @@
-"""Sums and inner products of rows in registers, for Numba kernels; see ``_simd`` for the terms."""
+"""Sums and inner products of rows in registers, for Numba kernels; for terms see ``_vectors``."""
 
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ._simd import (
-    _FLOAT,
-    _I32,
-    _INTS,
-    _VECTOR,
-    F32,
-    LANES,
-    WIDE_REGISTERS,
-    _fma,
-    _load,
-    _offset,
-    _store,
-    vector,
-)
+from . import _llvm as llvm
+from ._vectors import F32, LANES, WIDE_REGISTERS, vector
 
 __all__ = ["TILE", "counted_loop", "inner_products_tile", "sums_of_lanes"]
 
@@ -26,27 +14,21 @@ TILE = 4
 HIGH, SHORT = (TILE, LANES) if WIDE_REGISTERS else (2, 8)
 """Rows of the first factor, and lanes, that registers have room for."""
 
-_I64 = ir.IntType(64)
-
-
-def _number(value):
-    return ir.Constant(_I64, value)
-
 
 def counted_loop(builder, count, states, body):
     """Emits ``for i in range(count): states = body(i, states)``; gives the last states."""
     entry = builder.block
     loop = builder.append_basic_block("loop")
     done = builder.append_basic_block("done")
-    builder.cbranch(builder.icmp_signed(">", count, _number(0)), loop, done)
+    builder.cbranch(builder.icmp_signed(">", count, llvm.number(0)), loop, done)
 
     builder.position_at_end(loop)
-    index = builder.phi(_I64)
+    index = builder.phi(llvm.I64)
     inside = [builder.phi(state.type) for state in states]
     updated = body(index, inside)
     end = builder.block
-    following = builder.add(index, _number(1))
-    starts, nexts = (_number(0), *states), (following, *updated)
+    following = builder.add(index, llvm.number(1))
+    starts, nexts = (llvm.number(0), *states), (following, *updated)
     for phi, start, value in zip((index, *inside), starts, nexts, strict=True):
         phi.add_incoming(start, entry)
         phi.add_incoming(value, end)
@@ -71,8 +53,8 @@ def _sums_of_lanes(builder, rows):
         high = [lane + (0 if u else half) + u for lane, u in enumerate(upper)]
         rows = [
             builder.fadd(
-                builder.shuffle_vector(x, y, ir.Constant(_INTS, low)),
-                builder.shuffle_vector(x, y, ir.Constant(_INTS, high)),
+                builder.shuffle_vector(x, y, ir.Constant(llvm.INTS, low)),
+                builder.shuffle_vector(x, y, ir.Constant(llvm.INTS, high)),
             )
             for x, y in zip(rows[:half], rows[half:], strict=True)
         ]
@@ -86,7 +68,8 @@ def sums_of_lanes(typingctx, source, row):
     def codegen(context, builder, signature, args):
         source, row = args
         vectors = [
-            _load(builder, _offset(builder, source, row, i), _VECTOR, 4) for i in range(LANES)
+            llvm.load(builder, llvm.offset(builder, source, row, i), llvm.VECTOR, 4)
+            for i in range(LANES)
         ]
         return _sums_of_lanes(builder, vectors)
 
@@ -102,14 +85,14 @@ def inner_products_tile(typingctx, vectors, a, a_row, b, b_row, c, c_row):
 
         sums = []
         for top in range(0, TILE, HIGH):
-            start = _offset(builder, a, a_row, top)
+            start = llvm.offset(builder, a, a_row, top)
             sums += _inner_products(builder, vectors, start, a_row, b, b_row)
         sums = _sums_of_lanes(builder, sums)
         for i in range(TILE):
             lanes = [TILE * i + j for j in range(TILE)]
-            lanes = ir.Constant(ir.VectorType(_I32, TILE), lanes)
+            lanes = ir.Constant(ir.VectorType(llvm.I32, TILE), lanes)
             products = builder.shuffle_vector(sums, sums, lanes)
-            _store(builder, products, _offset(builder, c, c_row, i), 4)
+            llvm.store(builder, products, llvm.offset(builder, c, c_row, i), 4)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 7), codegen
@@ -117,24 +100,24 @@ def inner_products_tile(typingctx, vectors, a, a_row, b, b_row, c, c_row):
 
 def _inner_products(builder, vectors, a, a_row, b, b_row):
     """Inner products, lane by lane, of ``HIGH`` rows of A with ``TILE`` rows of B."""
-    kind = ir.VectorType(_FLOAT, SHORT)
+    kind = ir.VectorType(llvm.FLOAT, SHORT)
     zeros = ir.Constant(kind, [0.0] * SHORT)
 
     def body(index, sums):
-        shift = builder.mul(index, _number(SHORT * F32))
+        shift = builder.mul(index, llvm.number(SHORT * F32))
         left, right = (
             [
-                _load(builder, builder.add(_offset(builder, x, row, i), shift), kind, 4)
+                llvm.load(builder, builder.add(llvm.offset(builder, x, row, i), shift), kind, 4)
                 for i in range(rows)
             ]
             for x, row, rows in ((a, a_row, HIGH), (b, b_row, TILE))
         )
         pairs = ((x, y) for x in left for y in right)
-        return [_fma(builder, x, y, total) for (x, y), total in zip(pairs, sums, strict=True)]
+        return [llvm.fma(builder, x, y, total) for (x, y), total in zip(pairs, sums, strict=True)]
 
-    steps = builder.mul(vectors, _number(LANES // SHORT))
+    steps = builder.mul(vectors, llvm.number(LANES // SHORT))
     sums = counted_loop(builder, steps, [zeros] * (HIGH * TILE), body)
     if SHORT == LANES:
         return sums
-    all_lanes = ir.Constant(_INTS, list(range(LANES)))
+    all_lanes = ir.Constant(llvm.INTS, list(range(LANES)))
     return [builder.shuffle_vector(x, zeros, all_lanes) for x in sums]

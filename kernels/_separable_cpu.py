@@ -20,21 +20,13 @@ from ._blocks import (
     padded,
     read,
 )
+from ._elements import load_as_float, store_as
 from ._jit import inline, jit
 from ._memory import empty
 from ._rois import memory_format
-from ._simd import (
-    LANES,
-    broadcast,
-    fma,
-    get,
-    get_int,
-    keep,
-    load_as_float,
-    load_transposed,
-    store_as,
-)
 from ._threads import parallel_for
+from ._transposition import load_transposed
+from ._vectors import LANES, broadcast, fma, get, get_int, keep
 
 __all__ = ["Taps", "empty_taps", "pool", "spread", "transpose"]
 

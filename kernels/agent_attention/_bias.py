@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from .._blocks import clear, copy_in, copy_in_transposed, padded
+from .._elements import store_as
 from .._jit import inline, jit
-from .._simd import LANES, broadcast, get, load, load_lanes, put, store, store_as
+from .._vectors import LANES, broadcast, get, load, load_lanes, put, store
 from ._matrices import FLOAT, ONE, empty_floats, layout, product, sum_of_parts
 from .reference import interpolation_weights
 

@@ -5,8 +5,8 @@ import torch
 
 from .._blocks import DTYPE_CODES, multiply, write
 from .._jit import inline, jit
-from .._simd import LANES, load_lanes
 from .._threads import parallel_for
+from .._vectors import LANES, load_lanes
 
 FLOAT = 0
 """Code of float32 in ``DTYPE_CODES``, that of scratch memory."""

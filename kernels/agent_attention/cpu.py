@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from .._blocks import clear, copy_in, copy_in_transposed, copy_out, inner_product, padded, scale_row
+from .._elements import store_as
 from .._jit import inline, jit
 from .._memory import empty
-from .._simd import (
+from .._threads import parallel_for
+from .._vectors import (
     LANES,
     broadcast,
     exp,
@@ -30,9 +32,7 @@ from .._simd import (
     reduce_add,
     reduce_max,
     store,
-    store_as,
 )
-from .._threads import parallel_for
 from ._bias import (
     DENSE,
     IN_PARTS,

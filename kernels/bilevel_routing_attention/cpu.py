@@ -11,19 +11,20 @@ import numpy as np
 import torch
 
 from .._blocks import DTYPE_CODES, add, clear, inner_product, multiply, padded, read, write
+from .._elements import load_as_float
 from .._jit import inline, jit
-from .._simd import (
+from .._threads import CHUNKS_PER_THREAD, parallel_for
+from .._transposition import gather_transposed
+from .._vectors import (
     LANES,
     broadcast,
     exp2,
     fma,
-    gather_transposed,
     get,
     get_int,
     keep,
     lanes_below,
     load,
-    load_as_float,
     log,
     maximum,
     prefetch,
@@ -33,7 +34,6 @@ from .._simd import (
     select,
     store,
 )
-from .._threads import CHUNKS_PER_THREAD, parallel_for
 from .reference import choose_regions, invert_routing, lay_grids, populated_regions
 
 ONE = np.float32(1)

@@ -11,25 +11,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .. import _llvm as llvm
 from .._blocks import clear, copy_in_transposed, copy_out_transposed, multiply, padded
 from .._jit import inline, jit
 from .._reductions import counted_loop
-from .._simd import (
-    _INTS,
-    _VECTOR,
-    F32,
-    LANES,
-    WIDE_REGISTERS,
-    _constant,
-    _fma,
-    _load,
-    _offset,
-    _store,
-    gather_transposed,
-    load,
-    store,
-    store_transposed,
-)
+from .._transposition import gather_transposed, store_transposed
+from .._vectors import F32, LANES, WIDE_REGISTERS, load, store
 
 __all__ = ["convolve", "convolve_gradient", "pack", "packed_size", "unpack", "work_size"]
 
@@ -82,23 +69,28 @@ def _multiply_lanes_tile(typingctx, rows, depth, a, a_row, a_step, b, b_step, c,
 def _emit_lanes_tile(builder, rows, depth, a, a_row, a_step, b, b_step, c, c_row, accumulate):
     def body(_, states):
         left, right, *sums = states
-        factor = _load(builder, right, _VECTOR, 4)
+        factor = llvm.load(builder, right, llvm.VECTOR, 4)
         sums = [
-            _fma(builder, _load(builder, _offset(builder, left, a_row, i), _VECTOR, 4), factor, x)
+            llvm.fma(
+                builder,
+                llvm.load(builder, llvm.offset(builder, left, a_row, i), llvm.VECTOR, 4),
+                factor,
+                x,
+            )
             for i, x in enumerate(sums)
         ]
         return [builder.add(left, a_step), builder.add(right, b_step), *sums]
 
-    _, _, *sums = counted_loop(builder, depth, [a, b] + [_constant(0.0)] * rows, body)
-    places = [_offset(builder, c, c_row, i) for i in range(rows)]
+    _, _, *sums = counted_loop(builder, depth, [a, b] + [llvm.constant(0.0)] * rows, body)
+    places = [llvm.offset(builder, c, c_row, i) for i in range(rows)]
     with builder.if_else(accumulate) as (then, otherwise):
         with then:
             for total, place in zip(sums, places, strict=True):
-                before = _load(builder, place, _VECTOR, 4)
-                _store(builder, builder.fadd(before, total), place, 4)
+                before = llvm.load(builder, place, llvm.VECTOR, 4)
+                llvm.store(builder, builder.fadd(before, total), place, 4)
         with otherwise:
             for total, place in zip(sums, places, strict=True):
-                _store(builder, total, place, 4)
+                llvm.store(builder, total, place, 4)
 
 
 @jit
@@ -126,11 +118,11 @@ def _store_spread(typingctx, group, source, target):
     def codegen(context, builder, signature, args):
         _, source, target = args
         size = group.literal_value
-        value = _load(builder, source, _VECTOR, 4)
+        value = llvm.load(builder, source, llvm.VECTOR, 4)
         for j in range(size):
-            lanes = ir.Constant(_INTS, [lane // size * size + j for lane in range(LANES)])
+            lanes = ir.Constant(llvm.INTS, [lane // size * size + j for lane in range(LANES)])
             place = builder.add(target, ir.Constant(target.type, VECTOR * j))
-            _store(builder, builder.shuffle_vector(value, value, lanes), place, 4)
+            llvm.store(builder, builder.shuffle_vector(value, value, lanes), place, 4)
         return context.get_dummy_value()
 
     return types.void(group, types.int64, types.int64), codegen
@@ -300,7 +292,7 @@ def convolve_gradient(x, dy, start, length, count, column, sums, work):
 @intrinsic
 def _put_address(typingctx, place, address):
     def codegen(context, builder, signature, args):
-        _store(builder, args[1], args[0], 8)
+        llvm.store(builder, args[1], args[0], 8)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen

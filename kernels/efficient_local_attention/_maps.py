@@ -22,19 +22,10 @@ from .._blocks import (
     padded,
     scale_row,
 )
+from .._elements import store_as
 from .._jit import inline, jit
 from .._reductions import sums_of_lanes
-from .._simd import (
-    F32,
-    LANES,
-    fma,
-    load,
-    load_lanes,
-    put,
-    reduce_add,
-    store,
-    store_as,
-)
+from .._vectors import F32, LANES, fma, load, load_lanes, put, reduce_add, store
 from ._rows import (
     MOST,
     gate_rows,

@@ -8,24 +8,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .. import _llvm as llvm
+from .._elements import emit_load_converted, emit_store_converted
 from .._reductions import counted_loop
-from .._simd import (
-    _FLOAT,
-    _VECTOR,
-    F32,
-    LANES,
-    _call,
-    _constant,
-    _fma,
-    _load,
-    _load_converted,
-    _offset,
-    _pointer,
-    _splat,
-    _store,
-    _store_converted,
-    vector,
-)
+from .._vectors import F32, LANES, vector
 
 __all__ = [
     "MOST",
@@ -41,52 +27,39 @@ __all__ = [
 MOST = 64
 """Most floats of a row at a time."""
 
-_I64 = ir.IntType(64)
-_I32 = ir.IntType(32)
-
-
-def _number(value):
-    return ir.Constant(_I64, value)
-
 
 def _for_each_width(builder, columns, emit):
     """Emits code for 1 to 4 vectors; ``emit`` takes the number of floats of each."""
-    vectors = builder.sdiv(builder.add(columns, _number(LANES - 1)), _number(LANES))
+    vectors = builder.sdiv(builder.add(columns, llvm.number(LANES - 1)), llvm.number(LANES))
     end = builder.append_basic_block("end")
     switch = builder.switch(vectors, end)
     for number in range(1, MOST // LANES + 1):
         block = builder.append_basic_block(f"vectors{number}")
-        switch.add_case(_number(number), block)
+        switch.add_case(llvm.number(number), block)
         builder.position_at_end(block)
-        last = builder.sub(columns, _number(LANES * (number - 1)))
-        emit([_number(LANES)] * (number - 1) + [last])
+        last = builder.sub(columns, llvm.number(LANES * (number - 1)))
+        emit([llvm.number(LANES)] * (number - 1) + [last])
         builder.branch(end)
     builder.position_at_end(end)
 
 
 def _at(builder, address, vector):
-    return builder.add(address, _number(LANES * F32 * vector))
+    return builder.add(address, llvm.number(LANES * F32 * vector))
 
 
 def _load_first(builder, address, vector, count):
-    return _load_converted(builder, 0, _at(builder, address, vector), count)
+    return emit_load_converted(builder, 0, _at(builder, address, vector), count)
 
 
 def _load_number(builder, address, index):
-    place = builder.add(address, builder.mul(index, _number(F32)))
-    return _splat(builder, _load(builder, place, _FLOAT, 4))
+    place = builder.add(address, builder.mul(index, llvm.number(F32)))
+    return llvm.splat(builder, llvm.load(builder, place, llvm.FLOAT, 4))
 
 
 def _add_to(builder, address, value):
-    _store(builder, builder.fadd(_load(builder, address, _VECTOR, 4), value), address, 4)
-
-
-def _prefetch(builder, address):
-    arguments = [
-        _pointer(builder, address, ir.IntType(8)),
-        *(ir.Constant(_I32, i) for i in (0, 2, 1)),
-    ]
-    _call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+    llvm.store(
+        builder, builder.fadd(llvm.load(builder, address, llvm.VECTOR, 4), value), address, 4
+    )
 
 
 @intrinsic
@@ -95,9 +68,9 @@ def stream(typingctx, address, value):
 
     def codegen(context, builder, signature, args):
         address, value = args
-        write = builder.store(value, _pointer(builder, address, value.type))
+        write = builder.store(value, llvm.pointer(builder, address, value.type))
         write.align = LANES * F32
-        write.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+        write.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(llvm.I32, 1)]))
         return context.get_dummy_value()
 
     return types.void(types.int64, vector), codegen
@@ -126,10 +99,11 @@ def gate_rows(typingctx, x, out, row, rows, columns, gates, others, slopes, othe
 
         def emit_loop(counts, sloped):
             across = range(len(counts))
-            factors = [_load(builder, _at(builder, others, j), _VECTOR, 4) for j in across]
+            factors = [llvm.load(builder, _at(builder, others, j), llvm.VECTOR, 4) for j in across]
             if sloped:
                 offsets = [
-                    _load(builder, _at(builder, other_slopes, j), _VECTOR, 4) for j in across
+                    llvm.load(builder, _at(builder, other_slopes, j), llvm.VECTOR, 4)
+                    for j in across
                 ]
 
             def body(index, states):
@@ -140,10 +114,10 @@ def gate_rows(typingctx, x, out, row, rows, columns, gates, others, slopes, othe
                     value = _load_first(builder, source, j, count)
                     factor = builder.fmul(gate, factors[j])
                     if sloped:
-                        value = _fma(builder, value, factor, builder.fadd(slope, offsets[j]))
+                        value = llvm.fma(builder, value, factor, builder.fadd(slope, offsets[j]))
                     else:
                         value = builder.fmul(value, factor)
-                    _store_converted(builder, 0, value, _at(builder, target, j), count)
+                    emit_store_converted(builder, 0, value, _at(builder, target, j), count)
                 return [builder.add(source, row), builder.add(target, row)]
 
             counted_loop(builder, rows, [x, out], body)
@@ -174,18 +148,18 @@ def sum_both_ways(typingctx, x, row, rows, columns, column_sums, row_sums, accum
         def emit_loop(counts, accumulate):
             def body(index, states):
                 source, target, *sums = states
-                total = _load(builder, target, _VECTOR, 4) if accumulate else None
+                total = llvm.load(builder, target, llvm.VECTOR, 4) if accumulate else None
                 for j, count in enumerate(counts):
                     value = _load_first(builder, source, j, count)
                     sums[j] = builder.fadd(sums[j], value)
                     total = value if total is None else builder.fadd(total, value)
-                _store(builder, total, target, 4)
+                llvm.store(builder, total, target, 4)
                 return [builder.add(source, row), _at(builder, target, 1), *sums]
 
-            states = [x, row_sums] + [_constant(0.0)] * len(counts)
+            states = [x, row_sums] + [llvm.constant(0.0)] * len(counts)
             _, _, *sums = counted_loop(builder, rows, states, body)
             for j, total in enumerate(sums):
-                _store(builder, total, _at(builder, column_sums, j), 4)
+                llvm.store(builder, total, _at(builder, column_sums, j), 4)
 
         def emit(counts):
             with builder.if_else(accumulate) as (then, otherwise):
@@ -217,20 +191,22 @@ def weigh_rows(typingctx, x, grad, row, rows, columns, gates, others, totals, ro
             def body(index, states):
                 source, upstream, target, *sums = states
                 gate = _load_number(builder, gates, index)
-                total = _load(builder, target, _VECTOR, 4) if accumulate else _constant(0.0)
+                total = (
+                    llvm.load(builder, target, llvm.VECTOR, 4) if accumulate else llvm.constant(0.0)
+                )
                 for j, count in enumerate(counts):
                     value = _load_first(builder, source, j, count)
                     value = builder.fmul(value, _load_first(builder, upstream, j, count))
-                    total = _fma(builder, value, factors[j], total)
-                    sums[j] = _fma(builder, value, gate, sums[j])
-                _store(builder, total, target, 4)
+                    total = llvm.fma(builder, value, factors[j], total)
+                    sums[j] = llvm.fma(builder, value, gate, sums[j])
+                llvm.store(builder, total, target, 4)
                 following = [builder.add(address, row) for address in (source, upstream)]
                 return [*following, _at(builder, target, 1), *sums]
 
-            states = [x, grad, row_sums] + [_constant(0.0)] * len(counts)
+            states = [x, grad, row_sums] + [llvm.constant(0.0)] * len(counts)
             _, _, _, *sums = counted_loop(builder, rows, states, body)
             for j, total in enumerate(sums):
-                _store(builder, total, _at(builder, totals, j), 4)
+                llvm.store(builder, total, _at(builder, totals, j), 4)
 
         def emit(counts):
             with builder.if_else(accumulate) as (then, otherwise):
@@ -261,15 +237,15 @@ def sum_positions(typingctx, x, step, positions, channels, row, columns, block, 
                 source, place, *sums = states
                 for j, count in enumerate(counts):
                     value = _load_first(builder, source, j, count)
-                    _prefetch(builder, builder.add(_at(builder, source, j), ahead))
-                    _add_to(builder, _offset(builder, place, block, j), value)
+                    llvm.prefetch(builder, builder.add(_at(builder, source, j), ahead))
+                    _add_to(builder, llvm.offset(builder, place, block, j), value)
                     sums[j] = builder.fadd(sums[j], value)
                 return [builder.add(source, step), _at(builder, place, 1), *sums]
 
-            states = [x, columns] + [_constant(0.0)] * len(counts)
+            states = [x, columns] + [llvm.constant(0.0)] * len(counts)
             _, _, *sums = counted_loop(builder, positions, states, body)
             for j, total in enumerate(sums):
-                _store(builder, total, _offset(builder, row, block, j), 4)
+                llvm.store(builder, total, llvm.offset(builder, row, block, j), 4)
 
         _for_each_width(builder, channels, emit)
         return context.get_dummy_value()
@@ -292,25 +268,30 @@ def weigh_positions(
 
         def emit(counts):
             across = range(len(counts))
-            factors = [_load(builder, _offset(builder, gate, block, j), _VECTOR, 4) for j in across]
+            factors = [
+                llvm.load(builder, llvm.offset(builder, gate, block, j), llvm.VECTOR, 4)
+                for j in across
+            ]
 
             def body(_, states):
                 source, upstream, weights, place, *sums = states
                 for j, count in enumerate(counts):
                     value = _load_first(builder, source, j, count)
                     value = builder.fmul(value, _load_first(builder, upstream, j, count))
-                    weight = _load(builder, _offset(builder, weights, block, j), _VECTOR, 4)
-                    total = _offset(builder, place, block, j)
-                    before = _load(builder, total, _VECTOR, 4)
-                    _store(builder, _fma(builder, value, factors[j], before), total, 4)
-                    sums[j] = _fma(builder, value, weight, sums[j])
+                    weight = llvm.load(
+                        builder, llvm.offset(builder, weights, block, j), llvm.VECTOR, 4
+                    )
+                    total = llvm.offset(builder, place, block, j)
+                    before = llvm.load(builder, total, llvm.VECTOR, 4)
+                    llvm.store(builder, llvm.fma(builder, value, factors[j], before), total, 4)
+                    sums[j] = llvm.fma(builder, value, weight, sums[j])
                 following = [builder.add(source, step), builder.add(upstream, grad_step)]
                 return [*following, _at(builder, weights, 1), _at(builder, place, 1), *sums]
 
-            states = [x, grad, others, columns] + [_constant(0.0)] * len(counts)
+            states = [x, grad, others, columns] + [llvm.constant(0.0)] * len(counts)
             _, _, _, _, *sums = counted_loop(builder, positions, states, body)
             for j, total in enumerate(sums):
-                _store(builder, total, _offset(builder, row, block, j), 4)
+                llvm.store(builder, total, llvm.offset(builder, row, block, j), 4)
 
         _for_each_width(builder, channels, emit)
         return context.get_dummy_value()

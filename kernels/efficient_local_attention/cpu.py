@@ -20,9 +20,11 @@ from .._blocks import (
     copy_out_transposed,
     padded,
 )
+from .._elements import store_as
 from .._jit import inline, jit
 from .._memory import empty_like
-from .._simd import (
+from .._threads import parallel_for
+from .._vectors import (
     F32,
     LANES,
     broadcast,
@@ -34,9 +36,7 @@ from .._simd import (
     maximum,
     reduce_add,
     store,
-    store_as,
 )
-from .._threads import parallel_for
 from . import _convolution, _maps
 from ._convolution import convolve, convolve_gradient, pack, unpack
 from ._maps import (

@@ -18,8 +18,8 @@ from .._blocks import (
 )
 from .._jit import inline, jit
 from .._reductions import TILE, inner_products_tile
-from .._simd import F32, LANES, get, put
 from .._threads import parallel_for
+from .._vectors import F32, LANES, get, put
 
 FLOAT = 0
 """Code of float32 in ``DTYPE_CODES``, that of scratch memory."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from .._blocks import clear, copy_in, copy_in_transposed, copy_out, padded
 from .._jit import inline, jit
-from .._simd import F32, LANES, broadcast, get, load, put, store
+from .._vectors import F32, LANES, broadcast, get, load, put, store
 from ._maps import LOG2E, VECTOR, axis, axis_variant, origin, softmax, softmax_gradient
 from ._tile import UNIFORM, call_tiles
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._jit import inline, jit
-from .._simd import broadcast, exp2, fma, load, log, maximum, store
+from .._vectors import broadcast, exp2, fma, load, log, maximum, store
 
 __all__ = [
     "LN2",

@@ -27,7 +27,7 @@ from .._blocks import (
     write,
 )
 from .._jit import inline, jit
-from .._simd import F32, LANES, broadcast, get, get_int, keep, load, prefetch, put, select, store
+from .._vectors import F32, LANES, broadcast, get, get_int, keep, load, prefetch, put, select, store
 from . import _plan
 from ._maps import LOG2E, VECTOR, axis, axis_variant, origin, softmax, softmax_gradient
 from ._plan import BLOCK

@@ -4,20 +4,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from .. import _llvm as llvm
 from .._jit import c_function
-from .._simd import (
-    _FLOAT,
-    _MASK,
-    _VECTOR,
-    WIDE_REGISTERS,
-    _constant,
-    _fma,
-    _load,
-    _offset,
-    _splat,
-    _store,
-    mask,
-)
+from .._vectors import WIDE_REGISTERS, mask
 
 __all__ = ["TILES", "UNIFORM", "call_tiles", "lanes_of"]
 
@@ -28,22 +17,15 @@ COLUMNS = (8, 8, 5, 4) if WIDE_REGISTERS else (4, 2)
 UNIFORM = 3
 """Number of edges that stands for one float in all lanes."""
 
-_I16 = ir.IntType(16)
-_I64 = ir.IntType(64)
-
 
 @intrinsic
 def lanes_of(typingctx, bits):
     """Mask by its bits, the lowest for the first lane."""
 
     def codegen(context, builder, signature, args):
-        return builder.bitcast(builder.trunc(args[0], _I16), _MASK)
+        return builder.bitcast(builder.trunc(args[0], llvm.I16), llvm.MASK)
 
     return mask(types.int64), codegen
-
-
-def _number(value):
-    return ir.Constant(_I64, value)
 
 
 def _join(targets, sources, block):
@@ -54,7 +36,9 @@ def _join(targets, sources, block):
 def _opaque(builder, value):
     """The same value, which LLVM is not to see through: else it keeps each address of a loop, not
     what they are made of, and there are more of those than registers."""
-    return builder.asm(ir.FunctionType(_I64, [_I64]), "", "=r,0", [value], side_effect=False)
+    return builder.asm(
+        ir.FunctionType(llvm.I64, [llvm.I64]), "", "=r,0", [value], side_effect=False
+    )
 
 
 def _emit(builder, rows, columns, edges, operands):
@@ -64,75 +48,82 @@ def _emit(builder, rows, columns, edges, operands):
     replaced, (c, c_row, c_column, accumulate) = operands[8:12], operands[12:]
     size, uniform = rows * columns, edges == UNIFORM
     places = [
-        builder.add(_offset(builder, c, c_row, n), _offset(builder, _number(0), c_column, m))
+        builder.add(
+            llvm.offset(builder, c, c_row, n), llvm.offset(builder, llvm.number(0), c_column, m)
+        )
         for n in range(rows)
         for m in range(columns)
     ]
     edges = 0 if uniform else edges
     shifts = replaced[::2][:edges]
-    masks = [builder.bitcast(builder.trunc(bits, _I16), _MASK) for bits in replaced[1::2][:edges]]
+    masks = [
+        builder.bitcast(builder.trunc(bits, llvm.I16), llvm.MASK) for bits in replaced[1::2][:edges]
+    ]
 
     entry = builder.block
     before, start, outside, inside, behind, done = (
         builder.append_basic_block(name)
         for name in ("before", "start", "outside", "inside", "behind", "done")
     )
-    builder.cbranch(builder.icmp_signed("!=", accumulate, _number(0)), before, start)
+    builder.cbranch(builder.icmp_signed("!=", accumulate, llvm.number(0)), before, start)
 
     builder.position_at_end(before)
-    present = [_load(builder, place, _VECTOR, 4) for place in places]
+    present = [llvm.load(builder, place, llvm.VECTOR, 4) for place in places]
     builder.branch(start)
 
     builder.position_at_end(start)
-    first = [builder.phi(_VECTOR) for _ in range(size)]
-    _join(first, [_constant(0.0)] * size, entry)
+    first = [builder.phi(llvm.VECTOR) for _ in range(size)]
+    _join(first, [llvm.constant(0.0)] * size, entry)
     _join(first, present, before)
     builder.branch(outside)
 
     builder.position_at_end(outside)
-    i, *sums = builder.phi(_I64), *(builder.phi(_VECTOR) for _ in range(size))
-    entries = builder.mul(i, _number(8))
+    i, *sums = builder.phi(llvm.I64), *(builder.phi(llvm.VECTOR) for _ in range(size))
+    entries = builder.mul(i, llvm.number(8))
     a0, b0 = (
-        builder.add(_load(builder, builder.add(table, entries), _I64, 8), shift)
+        builder.add(llvm.load(builder, builder.add(table, entries), llvm.I64, 8), shift)
         for table, shift in ((a_table, a_shift), (b_table, b_shift))
     )
     builder.branch(inside)
 
     builder.position_at_end(inside)
-    j, a, b = (builder.phi(_I64) for _ in range(3))
-    running = [builder.phi(_VECTOR) for _ in range(size)]
+    j, a, b = (builder.phi(llvm.I64) for _ in range(3))
+    running = [builder.phi(llvm.VECTOR) for _ in range(size)]
     at_a, at_b, *bases = (
         _opaque(builder, place) for place in (a, b, *(builder.add(b, shift) for shift in shifts))
     )
-    left = [_load(builder, _offset(builder, at_a, a_row, n), _VECTOR, 4) for n in range(rows)]
+    left = [
+        llvm.load(builder, llvm.offset(builder, at_a, a_row, n), llvm.VECTOR, 4)
+        for n in range(rows)
+    ]
     updated = list(running)
     for m in range(columns):
-        place = _offset(builder, at_b, b_column, m)
+        place = llvm.offset(builder, at_b, b_column, m)
         if uniform:
-            right = _splat(builder, _load(builder, place, _FLOAT, 4))
+            right = llvm.splat(builder, llvm.load(builder, place, llvm.FLOAT, 4))
         else:
-            right = _load(builder, place, _VECTOR, 4)
+            right = llvm.load(builder, place, llvm.VECTOR, 4)
         for chosen, base in zip(masks, bases, strict=True):
-            value = _load(builder, _offset(builder, base, b_column, m), _FLOAT, 4)
-            right = builder.select(chosen, _splat(builder, value), right)
+            value = llvm.load(builder, llvm.offset(builder, base, b_column, m), llvm.FLOAT, 4)
+            right = builder.select(chosen, llvm.splat(builder, value), right)
         for n in range(rows):
             at = n * columns + m
-            updated[at] = _fma(builder, left[n], right, updated[at])
-    next_j = builder.add(j, _number(1))
-    _join((j, a, b, *running), (_number(0), a0, b0, *sums), outside)
+            updated[at] = llvm.fma(builder, left[n], right, updated[at])
+    next_j = builder.add(j, llvm.number(1))
+    _join((j, a, b, *running), (llvm.number(0), a0, b0, *sums), outside)
     steps = next_j, builder.add(a, a_step), builder.add(b, b_step)
     _join((j, a, b, *running), (*steps, *updated), inside)
     builder.cbranch(builder.icmp_signed("<", next_j, inner), inside, behind)
 
     builder.position_at_end(behind)
-    next_i = builder.add(i, _number(1))
-    _join((i, *sums), (_number(0), *first), start)
+    next_i = builder.add(i, llvm.number(1))
+    _join((i, *sums), (llvm.number(0), *first), start)
     _join((i, *sums), (next_i, *updated), behind)
     builder.cbranch(builder.icmp_signed("<", next_i, outer), outside, done)
 
     builder.position_at_end(done)
     for value, place in zip(updated, places, strict=True):
-        _store(builder, value, place, 4)
+        llvm.store(builder, value, place, 4)
 
 
 _ARGUMENTS = [types.int64] * 21
@@ -147,13 +138,15 @@ def _tile(
     def codegen(context, builder, signature, args):
         rows, columns, edges, *operands = args
         end = builder.append_basic_block("end")
-        sizes = builder.add(builder.mul(rows, _number(64)), builder.mul(columns, _number(4)))
+        sizes = builder.add(
+            builder.mul(rows, llvm.number(64)), builder.mul(columns, llvm.number(4))
+        )
         switch = builder.switch(builder.add(sizes, edges), end)
         for n, most in enumerate(COLUMNS, 1):
             for m in range(1, most + 1):
                 for e in range(UNIFORM + 1):
                     block = builder.append_basic_block(f"tile{n}x{m}_{e}")
-                    switch.add_case(_number(64 * n + 4 * m + e), block)
+                    switch.add_case(llvm.number(64 * n + 4 * m + e), block)
                     builder.position_at_end(block)
                     _emit(builder, n, m, e, operands)
                     builder.branch(end)
@@ -203,7 +196,7 @@ def call_tiles(
     """Calls ``TILES`` by its address, which is not compiled in: each process has another."""
 
     def codegen(context, builder, signature, args):
-        kind = ir.FunctionType(ir.VoidType(), [_I64] * len(_ARGUMENTS))
+        kind = ir.FunctionType(ir.VoidType(), [llvm.I64] * len(_ARGUMENTS))
         builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
         return context.get_dummy_value()
 

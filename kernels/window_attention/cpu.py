@@ -22,8 +22,8 @@ from .._blocks import (
 )
 from .._jit import inline, jit
 from .._memory import empty
-from .._simd import LANES, broadcast, get, keep, load, prefetch, put, store
 from .._threads import parallel_for
+from .._vectors import LANES, broadcast, get, keep, load, prefetch, put, store
 
 ONE = np.float32(1)
 BEYOND = -2

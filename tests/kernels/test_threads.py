@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from visattn.kernels import _threads, window_attention
 from visattn.kernels._jit import jit
-from visattn.kernels._simd import get, put
 from visattn.kernels._threads import parallel_for
+from visattn.kernels._vectors import get, put
 
 OPENMP = [*(Path(torch.__file__).parent / "lib").glob("libgomp*.so*")]
 

@@ -1,0 +1,121 @@
+"""What intrinsics for Numba are emitted with: LLVM's types, and its instructions on vectors.
+
+Names are those of the intrinsics of ``_vectors`` that do the same in kernels, so import it as a
+module, ``from . import _llvm as llvm``.
+"""
+
+import numba
+from llvmlite import binding, ir
+from numba.core import cgutils
+
+__all__ = [
+    "F32",
+    "FLOAT",
+    "I16",
+    "I32",
+    "I64",
+    "INTS",
+    "LANES",
+    "MASK",
+    "VECTOR",
+    "WIDE_REGISTERS",
+    "call",
+    "constant",
+    "fma",
+    "lane_mask",
+    "load",
+    "number",
+    "offset",
+    "pointer",
+    "prefetch",
+    "splat",
+    "store",
+]
+
+LANES = 16
+F32 = 4
+"""Bytes of a float."""
+
+FLOAT = ir.FloatType()
+I16 = ir.IntType(16)
+I32 = ir.IntType(32)
+I64 = ir.IntType(64)
+VECTOR = ir.VectorType(FLOAT, LANES)
+MASK = ir.VectorType(ir.IntType(1), LANES)
+INTS = ir.VectorType(I32, LANES)
+
+
+def _wide_registers() -> bool:
+    features = numba.config.CPU_FEATURES or binding.get_host_cpu_features().flatten()
+    return "+avx512f" in features
+
+
+WIDE_REGISTERS = _wide_registers()
+"""Whether registers hold 16 floats, with masks for their lanes, and there are 32 of them."""
+
+
+def pointer(builder, address, pointee):
+    """An address as a pointer."""
+    return builder.inttoptr(address, pointee.as_pointer())
+
+
+def load(builder, address, pointee, align):
+    """The value at an address, which is a multiple of ``align``."""
+    value = builder.load(pointer(builder, address, pointee))
+    value.align = align
+    return value
+
+
+def store(builder, value, address, align):
+    """Writes a value to an address, which is a multiple of ``align``."""
+    builder.store(value, pointer(builder, address, value.type)).align = align
+
+
+def offset(builder, address, stride, count):
+    """An address ``count`` strides further."""
+    return builder.add(address, builder.mul(stride, ir.Constant(stride.type, count)))
+
+
+def splat(builder, value, lanes=LANES):
+    """A value in all lanes."""
+    kind = ir.VectorType(value.type, lanes)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
+    zeros = ir.Constant(ir.VectorType(I32, lanes), [0] * lanes)
+    return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
+
+
+def constant(value):
+    """A float in every lane."""
+    return ir.Constant(VECTOR, [value] * LANES)
+
+
+def call(builder, name, result, arguments, fastmath=()):
+    """Calls an external function, such as an intrinsic of LLVM."""
+    kind = ir.FunctionType(result, [a.type for a in arguments])
+    function = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(function, arguments, fastmath=fastmath)
+
+
+def fma(builder, x, y, z):
+    """``x * y + z``."""
+    return call(builder, f"llvm.fma.v{x.type.count}f32", x.type, [x, y, z])
+
+
+def lane_mask(builder, count):
+    """Mask of the first ``count`` lanes."""
+    lanes = ir.Constant(INTS, list(range(LANES)))
+    return builder.icmp_signed("<", lanes, splat(builder, builder.trunc(count, I32)))
+
+
+def number(value):
+    """A 64-bit integer."""
+    return ir.Constant(I64, value)
+
+
+def prefetch(builder, address):
+    """Begins to bring the line at an address to the second-level cache."""
+    arguments = [
+        pointer(builder, address, ir.IntType(8)),
+        *(ir.Constant(I32, value) for value in (0, 2, 1)),  # to read; second level; data
+    ]
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
