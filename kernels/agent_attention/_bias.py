@@ -16,11 +16,15 @@ from .._blocks import clear, copy_in, copy_in_transposed, padded
 from .._elements import store_as
 from .._jit import inline, jit
 from .._vectors import LANES, broadcast, get, load, load_lanes, put, store
-from ._matrices import FLOAT, ONE, empty_floats, layout, product, sum_of_parts
+from ._matrices import FLOAT, ONE, Sums, layout, product
 from .reference import interpolation_weights
 
 ABSENT, DENSE, IN_PARTS = 0, 1, 2
 """Kinds of bias."""
+BLOCK = 2
+"""Which of the parts is the block."""
+NONE = (0,) * 5
+"""Layout of a part that there is not."""
 
 
 def bias_arguments(parts, tokens, count, block):
@@ -28,23 +32,30 @@ def bias_arguments(parts, tokens, count, block):
 
     The former is kind and sizes, a matrix of each part, and where scratch memory has what.
     """
-    rows, columns, resized, prefix = parts
+    sizes, taps, places, owner = _bias_plan(_shapes(parts), tokens, count, block)
+    matrices = [x if x is None else _as_matrices(x) for x in parts]
+    layouts = [NONE if x is None else layout(x) for x in matrices]
+    return (sizes, taps, *layouts, places), (matrices, owner)
+
+
+def _shapes(parts):
+    return tuple([x if x is None else x.shape for x in parts])
+
+
+@lru_cache(1024)
+def _bias_plan(shapes, tokens, count, block):
+    """Of parts of these shapes: kind and sizes, taps, places, and what must outlive the taps."""
+    rows, columns, resized, prefix = shapes
     height = width = h = w = before = 0
     kind, taps = (ABSENT if resized is None else DENSE), ()
     if rows is not None:
-        height, width = rows.shape[2], columns.shape[2]
-        h, w = (0, 0) if resized is None else resized.shape[2:]
-        before = 0 if prefix is None else prefix.shape[2]
+        height, width = rows[2], columns[2]
+        h, w = (0, 0) if resized is None else resized[2:]
+        before = 0 if prefix is None else prefix[2]
         kind, taps = IN_PARTS, _resizing((h, w), (height, width))
-    matrices = [x if x is None else _as_matrices(x) for x in parts]
-    none = (0,) * 5
-    arguments = (
-        (kind, tokens, height, width, h, w, before),
-        tuple(x.ctypes.data for x in taps) or (0, 0, 0),
-        *(none if x is None else (*layout(x), x.stride(2) * x.element_size()) for x in matrices),
-        _bias_places(kind, height, width, h, w, before, count, block),
-    )
-    return arguments, (matrices, taps)
+    sizes = kind, tokens, height, width, h, w, before
+    places = _bias_places(kind, height, width, h, w, before, count, block)
+    return sizes, tuple(x.ctypes.data for x in taps) or (0, 0, 0), places, taps
 
 
 def _bias_places(kind, height, width, h, w, before, count, block):
@@ -70,7 +81,7 @@ def _narrow(w):
 
 def _as_matrices(x):
     """A bias part as (heads, agents, tokens), contiguous in agents or tokens."""
-    x = x.flatten(2)
+    x = x.flatten(2) if x.ndim > 3 else x
     return x if 1 in x.stride()[1:] else x.contiguous()
 
 
@@ -89,27 +100,31 @@ def _resizing(block, size):
     return tuple(np.ascontiguousarray(m) for m in (y.T, wide, narrow))
 
 
-def memory_for_sums(parts, split):
-    """Memory for each task's sums of the gradients of bias parts."""
-    rows, _, block, _ = parts
-    if rows is None:
-        return [x if x is None else empty_floats(split.groups, *x.shape) for x in parts]
-    tasks = split.groups * split.chunks
-    sums = [x if x is None else empty_floats(tasks, *x.shape) for x in parts]
-    if block is not None:
-        heads, count, height, width = block.shape
-        sums[2] = empty_floats(tasks, heads, height, count, _narrow(width))
-    return sums
+def bias_sums(parts, split):
+    """Sums of the gradients of a bias's parts that tasks leave, and bytes from each to the next.
+
+    Of parts that are absent there are none.
+    """
+    return _plan_sums(_shapes(parts), split.groups, split.groups * split.chunks)
 
 
-def bias_gradients(sums, parts):
-    grads = list(parts)
-    if parts[0] is not None and parts[2] is not None:
-        grads[2] = parts[2].transpose(1, 2)
-    grads = [x if x is None else sum_of_parts(s, x) for s, x in zip(sums, grads, strict=True)]
-    if parts[0] is not None and parts[2] is not None:
-        grads[2] = grads[2].transpose(1, 2).contiguous()
-    return grads
+@lru_cache(1024)
+def _plan_sums(shapes, groups, tasks):
+    sums = []
+    in_parts = shapes[0] is not None
+    for place, shape in enumerate(shapes):
+        if shape is None:
+            sums.append(None)
+            continue
+        heads, count, *_, columns = shape
+        if in_parts and place == BLOCK:
+            height, agent = shape[2], 4 * _narrow(columns)
+            rows, strides = (heads, count, height), (height * count * agent, agent, count * agent)
+        else:
+            rows, strides = (heads * count, 1, 1), (4 * columns, 0, 0)
+        parts, size = (tasks if in_parts else groups), rows[0] * strides[0]
+        sums.append(Sums(parts, size, rows, strides, columns))
+    return tuple(sums), tuple([0 if x is None else x.parts * x.by_part for x in sums])
 
 
 @inline

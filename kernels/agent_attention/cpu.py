@@ -6,6 +6,7 @@ columns for the one and along the rows for the other. The bias of a block is put
 parts in scratch memory, once for all samples of a task.
 """
 
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -38,18 +39,19 @@ from ._bias import (
     IN_PARTS,
     add_to_bias_sums,
     bias_arguments,
-    bias_gradients,
     bias_in,
+    bias_sums,
     clear_bias_sums,
     fill_bias,
-    memory_for_sums,
 )
-from ._matrices import FLOAT, ONE, empty_floats, layout, product, sum_of_parts
+from ._matrices import FLOAT, ONE, Sums, add_up, empty_floats, layout, product
 
 LOWEST = np.float32(-3e38)
 """Below all finite logits; -inf minus it is still -inf."""
 TINY = np.float32(1e-30)
 """What a softmax over nothing but -inf is divided by: it gives zeros."""
+ROWS_OF_VALUES = 256
+"""Fewest rows of values that are worth a thread."""
 TASKS = 16
 """Roughly how many tasks a pass has, whatever the threads, for results must not depend on them."""
 
@@ -65,10 +67,11 @@ class _Split(NamedTuple):
     chunks: int
 
 
+@lru_cache(1024)
 def _split(batch, heads, tokens, agents, dim):
     # A chunk has sums of the size of the agents: it must not be short.
     chunk = _even_part(tokens, max(256, 8 * agents))
-    block = _even_part(chunk, max(32, min(128, 8192 // agents)))
+    block = _even_part(chunk, max(32, min(96, 8192 // agents)))
     chunks = max(1, -(-tokens // chunk))
     # The more samples a bias is put together for, the better, while there are enough tasks.
     groups = max(1, min(batch, -(-TASKS // max(heads * chunks, 1))))
@@ -92,7 +95,7 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
 
     split = _split(batch, heads, k.shape[2], count, dim)
     bias, owner = bias_arguments(key_bias, k.shape[2], count, split.block)
-    places = _forward_places(_sizes(agents, k, v), split, bias)
+    places = _forward_places(_sizes(agents, k, v), split, bias[-1][-1])
     parts = empty_floats(split.chunks, batch, heads, count, dim)
     lse_parts = empty_floats(split.chunks, batch, heads, count)
     parallel_for(
@@ -111,14 +114,18 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
     values, key_lse = parts[0], lse_parts[0]
     if split.chunks > 1:
         values, key_lse = torch.empty_like(values), torch.empty_like(key_lse)
-        _combine(
-            *(split.chunks, batch * heads * count, dim),
+        rows = batch * heads * count
+        parallel_for(
+            _combine,
+            rows,
+            *(split.chunks, rows, dim),
             *(x.data_ptr() for x in (parts, lse_parts, values, key_lse)),
+            min_chunk=ROWS_OF_VALUES,
         )
 
     split = _split(batch, heads, q.shape[2], count, dim)
     bias, owner = bias_arguments(query_bias, q.shape[2], count, split.block)
-    places = _forward_places(_sizes(agents, q, v), split, bias)
+    places = _forward_places(_sizes(agents, q, v), split, bias[-1][-1])
     out = _empty_by_token(q, dim, v.dtype)
     query_lse = empty_floats(*q.shape[:3])
     parallel_for(
@@ -140,44 +147,62 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
 def backward(grad, values, key_lse, query_lse, q, k, v, agents, key_bias, query_bias, scales):
     """Gradients of q, k, v and agents, and of the parts of both biases."""
     grad, q, k, v, agents = _with_contiguous_rows(grad, q, k, v, agents)
-    dq, dk, dv = (_empty_by_token(x, x.shape[3], x.dtype) for x in (q, k, v))
-    query_split, key_split = (_split(*x.shape[:3], agents.shape[2], v.shape[3]) for x in (q, k))
-    agent_sums = empty_floats(query_split.chunks + key_split.chunks, *agents.shape)
-    value_sums = empty_floats(query_split.chunks, *values.shape)
+    dq, dk, dv = [_empty_by_token(x, x.shape[3], x.dtype) for x in (q, k, v)]
+    query_split, key_split = [_split(*x.shape[:3], agents.shape[2], v.shape[3]) for x in (q, k)]
+    (key_sums, key_sizes), (query_sums, query_sizes) = (
+        bias_sums(key_bias, key_split),
+        bias_sums(query_bias, query_split),
+    )
+    agent_size, value_size = 4 * agents.numel(), 4 * values.numel()
+    agent_parts = query_split.chunks + key_split.chunks
+    sizes = agent_parts * agent_size, *key_sizes, *query_sizes, query_split.chunks * value_size
+    memory = [empty_floats(size // 4) for size in sizes]
+    places = [x.data_ptr() for x in memory]
+    value_sums = places[9]
 
-    def run(of_queries, split, scale, x, y, dx, dy, bias_parts, lse, agent_sums):
+    def run(of_queries, split, scale, x, y, dx, dy, bias_parts, bias_places, lse, agent_sums):
         bias, owner = bias_arguments(bias_parts, x.shape[2], agents.shape[2], split.block)
-        places = _backward_places(_sizes(agents, x, y), split, bias)
-        sums = memory_for_sums(bias_parts, split)
+        shape = _sizes(agents, x, y)
+        scratch = _backward_places(shape, split, bias[-1][-1])
         parallel_for(
             _gradients,
             split.groups * agents.shape[1] * split.chunks,
             of_queries,
-            _sizes(agents, x, y),
+            shape,
             tuple(split),
-            places,
+            scratch,
             scale,
             *(layout(agents), layout(x), layout(y), layout(dx), layout(dy)),
             bias,
-            tuple(0 if x is None else x.data_ptr() for x in sums),
+            tuple(bias_places),
             values.data_ptr(),
             lse.data_ptr(),
-            agent_sums.data_ptr(),
-            value_sums.data_ptr(),
+            agent_sums,
+            value_sums,
             query_split.chunks,
-            scratch=places[-1],
+            scratch=scratch[-1],
         )
-        return bias_gradients(sums, bias_parts)
 
-    query_grads = run(
+    run(
         *(True, query_split, scales[1], q, grad, dq, dq),
-        *(query_bias, query_lse, agent_sums[: query_split.chunks]),
+        *(query_bias, places[5:9], query_lse, places[0]),
     )
-    key_grads = run(
+    run(
         *(False, key_split, scales[0], k, v, dk, dv),
-        *(key_bias, key_lse, agent_sums[query_split.chunks :]),
+        *(key_bias, places[1:5], key_lse, places[0] + query_split.chunks * agent_size),
     )
-    return (dq, dk, dv, sum_of_parts(agent_sums, agents)), key_grads, query_grads
+    dim = agents.shape[3]
+    rows = (agents.numel() // max(dim, 1), 1, 1)
+    agent_sums = Sums(agent_parts, agent_size, rows, (4 * dim, 0, 0), dim)
+    sums = agent_sums, *key_sums, *query_sums
+    likes = agents, *key_bias, *query_bias
+    wanted = [x for x in zip(places[:9], sums, likes, strict=True) if x[1] is not None]
+    results = iter(add_up(*zip(*wanted, strict=True)))
+    grads = dq, dk, dv, next(results)
+    key_grads, query_grads = [
+        [x if x is None else next(results) for x in parts] for parts in (key_bias, query_bias)
+    ]
+    return grads, key_grads, query_grads
 
 
 def _with_contiguous_rows(*tensors):
@@ -194,7 +219,8 @@ def _sizes(agents, x, y):
     return *agents.shape[:3], *x.shape[2:], y.shape[3]
 
 
-def _forward_places(sizes, split, bias):
+@lru_cache(1024)
+def _forward_places(sizes, split, bias_size):
     """Where a task's scratch memory has what, in bytes, and its size.
 
     Of each sample: agents, values, sums of weights by lanes, maxima. Then logits, a transposed
@@ -202,11 +228,12 @@ def _forward_places(sizes, split, bias):
     """
     a_size, v_size, tile, rows, deep, wide = _matrix_sizes(sizes, split)
     each = a_size, v_size, 64 * rows, 4 * rows
-    shared = tile, deep * split.row, 4 * wide * split.block, tile, bias[-1][-1]
+    shared = tile, deep * split.row, 4 * wide * split.block, tile, bias_size
     return (0, *accumulate((*(split.group * size for size in each), *shared)))
 
 
-def _backward_places(sizes, split, bias):
+@lru_cache(1024)
+def _backward_places(sizes, split, bias_size):
     """Where a task's scratch memory has what, in bytes, and its size.
 
     Of each sample: agents, values, gradients of both, mean gradients of logits. Then logits, their
@@ -217,7 +244,7 @@ def _backward_places(sizes, split, bias):
     most = max(deep, wide)
     each = a_size, v_size, a_size, v_size, 4 * rows
     shared = tile, tile, most * split.row, 4 * most * split.block, tile, tile
-    return (0, *accumulate((*(split.group * size for size in each), *shared, bias[-1][-1])))
+    return (0, *accumulate((*(split.group * size for size in each), *shared, bias_size)))
 
 
 def _matrix_sizes(sizes, split):
@@ -401,9 +428,9 @@ def _aggregate(begin, end, scratch, sizes, split, places, scale, agents, k, v, b
 
 
 @jit
-def _combine(chunks, rows, dim, values, lse, out, out_lse):
+def _combine(begin, end, chunks, rows, dim, values, lse, out, out_lse):
     """Puts the values and log-sum-exps of chunks of keys together."""
-    for i in range(rows):
+    for i in range(begin, end):
         top = np.float32(-np.inf)
         for c in range(chunks):
             top = max(top, get(lse + 4 * (c * rows + i)))
@@ -411,13 +438,13 @@ def _combine(chunks, rows, dim, values, lse, out, out_lse):
         for c in range(chunks):
             total += np.exp(get(lse + 4 * (c * rows + i)) - top)
         put(out_lse + 4 * i, top + np.log(total))
-        for j in range(0, dim, LANES):
-            value = broadcast(np.float32(0))
-            for c in range(chunks):
-                share = np.exp(get(lse + 4 * (c * rows + i)) - top) / total
+        for c in range(chunks):
+            share = broadcast(np.float32(np.exp(get(lse + 4 * (c * rows + i)) - top) / total))
+            for j in range(0, dim, LANES):
+                place = out + 4 * (i * dim + j)
                 part = load_lanes(values + 4 * ((c * rows + i) * dim + j), dim - j)
-                value = fma(part, broadcast(np.float32(share)), value)
-            store_as(FLOAT, out + 4 * (i * dim + j), value, dim - j)
+                before = load_lanes(place, dim - j) if c > 0 else broadcast(np.float32(0))
+                store_as(FLOAT, place, fma(part, share, before), dim - j)
 
 
 @jit
@@ -430,7 +457,7 @@ def _broadcast(begin, end, scratch, sizes, split, places, scale, agents, q, out,
     at_s, at_q, at_out = scratch + places[4], scratch + places[5], scratch + places[6]
     at_bias, parts = scratch + places[7], scratch + places[8]
     matrix = 4 * count * dim_v
-    values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v)
+    values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v, 4)
     for task in range(begin, end):
         _, head, _, samples, tokens = _task(task, sizes, split)
         _agents_in(agents, samples, head, count, dim, at_agents)
@@ -506,7 +533,7 @@ def _gradients(
     dx,
     dy,
     bias,
-    bias_sums,
+    part_sums,
     values,
     lse,
     agent_sums,
@@ -529,7 +556,7 @@ def _gradients(
     at_g, at_t, buffer = scratch + places[6], scratch + places[7], scratch + places[8]
     at_bias, bias_grad, parts = scratch + places[9], scratch + places[10], scratch + places[11]
     matrix = 4 * count * dim_v
-    values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v)
+    values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v, 4)
     factor = np.float32(scale)
     for task in range(begin, end):
         g, head, chunk, samples, tokens = _task(task, sizes, split)
@@ -552,7 +579,7 @@ def _gradients(
                     delta = inner_product(at_values + i * v_row, v_sums + i * v_row, wide)
                     put(deltas + 4 * i, delta)
         part = (g if bias[0][0] == DENSE else g * chunks + chunk) * all_heads + head
-        clear_bias_sums(bias, bias_sums, part, count)
+        clear_bias_sums(bias, part_sums, part, count)
         for start in range(tokens[0], tokens[1], block):
             length = min(block, tokens[1] - start)
             vectors = padded(length) // LANES
@@ -587,10 +614,10 @@ def _gradients(
                 slopes = (at_g, row)
                 _product_out(dx, b, head, start, length, dim, count, slopes, a, factor, buffer)
             if bias[0][0] == DENSE:
-                target = bias_sums[2] + 4 * (part * count * all_tokens + start)
+                target = part_sums[2] + 4 * (part * count * all_tokens + start)
                 copy_out(FLOAT, bias_grad, row, count, length, target, 4 * all_tokens)
             elif bias[0][0] == IN_PARTS:
-                add_to_bias_sums(bias, bias_sums, part, count, start, length, parts, bias_grad, row)
+                add_to_bias_sums(bias, part_sums, part, count, start, length, parts, bias_grad, row)
         for b in range(samples[0], samples[1]):
             slot = b - samples[0]
             place = ((chunk * batch + b) * all_heads + head) * count
