@@ -7,6 +7,7 @@ on as they are, or transposed where they are small.
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -72,9 +73,8 @@ def forward(x, conv, weight, bias, norm_groups, eps, save):
     strips = torch.empty((batch, height + width, channels) if save else 0)
     source = _workable(x)
     target = _alike(out, source)
-    plan = _plan(source, conv, norm_groups)
+    plan, sizes = _plan(source, conv, norm_groups)
     parameters = [p.float().contiguous() for p in (conv, weight, bias)]
-    sizes = _sizes(source, plan)
     parallel_for(
         _forward_chunks,
         plan[0] * plan[2],
@@ -100,8 +100,7 @@ def backward(grad, x, conv, weight, bias, strips, norm_groups, eps):
     source = _workable(x)
     grad = _alike(grad.to(x.dtype), source, copy=True)
     target = _alike(dx, source)
-    plan = _plan(source, conv, norm_groups)
-    sizes = _sizes(source, plan)
+    plan, sizes = _plan(source, conv, norm_groups)
     parameters = [p.float().contiguous() for p in (conv, weight, bias)]
     sums = [torch.empty(plan[2], *p.shape) for p in parameters]
     parallel_for(
@@ -143,24 +142,35 @@ def _alike(x, other, copy=False):
 
 
 def _plan(x, conv, norm_groups):
-    """How to share the work out.
+    """How to share the work out, and what memory it takes; see ``_share_out`` and ``_sizes``."""
+    return _plan_shape(x.shape, conv.shape, norm_groups, _by_channels(x), x.element_size())
+
+
+@lru_cache(1024)
+def _plan_shape(shape, weights, norm_groups, by_channels, element):
+    plan = _share_out(shape, weights, norm_groups, by_channels, element)
+    return plan, _sizes(shape, plan)
+
+
+def _share_out(shape, weights, norm_groups, by_channels, element):
+    """How the work is shared out.
 
     Chunks, channels of a chunk, and splits of the batch; width of a group, taps and sets of the
     convolution; width of a group of the normalisation; what is contiguous.
     """
-    batch, channels, height, width = x.shape
-    sets, _, group, taps = conv.shape
+    batch, channels, height, width = shape
+    sets, _, group, taps = weights
     norm_width = channels // norm_groups
     unit = math.lcm(group, norm_width)
     units = channels // unit
     area = height * width
-    if _by_channels(x):
+    if by_channels:
         contiguous = CHANNELS
         # What lies between the channels of a chunk would be fetched for nothing.
         least = max(channels * min(batch, 4) // 4, 4 * LANES)
     else:
         contiguous = SMALL_PLANES if area <= SMALL else PLANES
-        least = max(min(CHUNK // (area * x.element_size()), channels // TASKS), LANES)
+        least = max(min(CHUNK // (area * element), channels // TASKS), LANES)
     chunks = max(units // -(-least // unit), 1)
     per_chunk = -(-units // chunks)
     chunks = -(-units // per_chunk)
@@ -168,13 +178,13 @@ def _plan(x, conv, norm_groups):
     return chunks, per_chunk * unit, splits, group, taps, sets, norm_width, contiguous
 
 
-def _sizes(x, plan):
+def _sizes(shape, plan):
     """Floats of a chunk's strips, packed weights, sums, transposed planes, and working memory.
 
     Sums are the gradients of the packed weights and of the normalisation's weight and bias, for
     each set of weights; and the statistics of both strips.
     """
-    height, width = x.shape[2:]
+    height, width = shape[2:]
     _, chunk, _, group, taps, sets, _, contiguous = plan
     wide = -(-chunk // LANES) * LANES
     packed = sets * _convolution.packed_size(chunk, group, taps)
@@ -190,7 +200,8 @@ def _sizes(x, plan):
 
 def _layout(x):
     """Code of the dtype, address, and strides in bytes."""
-    return DTYPE_CODES[x.dtype], x.data_ptr(), *(s * x.element_size() for s in x.stride())
+    size = x.element_size()
+    return DTYPE_CODES[x.dtype], x.data_ptr(), *[stride * size for stride in x.stride()]
 
 
 @inline
