@@ -45,6 +45,11 @@ def test_norms_are_on_the_outputs_only():
         assert plain.mean(1).abs().max() > 1e-3
 
 
+def test_norms_on_outputs_take_arguments():
+    backbone = TimmBackbone(**SMALL, norm_outputs={"type": "layernorm2d", "eps": 1e-3})
+    assert {norm.eps for norm in backbone.norms} == {1e-3}
+
+
 def test_frozen_stages_do_not_train_and_keep_their_statistics():
     backbone = TimmBackbone(**SMALL, frozen_stages=1).train()
     before = backbone.model.model.stem.norm1.running_mean.clone()
