@@ -65,7 +65,8 @@ class _Extension(ModuleType):
 def install() -> bool:
     """Provides ``mmcv._ext`` over torch and torchvision if the compiled one is missing.
 
-    Must run before ``mmcv.ops`` is imported. A second call changes nothing.
+    Must run before ``mmcv.ops`` is imported; ``mmdet.structures`` may have been. A second call
+    changes nothing.
 
     Returns:
         Whether ``mmcv._ext`` is ours: False when mmcv has its compiled operators.
@@ -89,4 +90,8 @@ def install() -> bool:
     for operator in _OPERATORS:
         setattr(module, operator.__name__, operator)
     sys.modules[_NAME] = mmcv._ext = module
+    masks = sys.modules.get("mmdet.structures.mask.structures")
+    if masks is not None:
+        # Imported before, it put a stub in the operator's place.
+        masks.roi_align = importlib.import_module("mmcv.ops.roi_align").roi_align
     return True
