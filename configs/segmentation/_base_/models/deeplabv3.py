@@ -25,7 +25,7 @@ model = dict(
         num_classes=21,
         norm_cfg=dict(type="BN", requires_grad=True),
         align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0),
+        loss_decode=dict(type="CrossEntropyLoss", loss_weight=1.0, avg_non_ignore=True),
     ),
     train_cfg=dict(),
     test_cfg=dict(mode="whole"),
