@@ -29,7 +29,7 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type="PolyLR", power=0.9, eta_min=0.0, begin=0, end=160_000, by_epoch=False)
 ]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=160_000, val_interval=5_000)
+train_cfg = dict(type="ResumableIterTrainLoop", max_iters=160_000, val_interval=5_000)
 val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(

@@ -10,7 +10,7 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=1e-6, begin=0, end=1500, by_epoch=False),
     dict(type="PolyLR", power=1.0, eta_min=0.0, begin=0, end=160_000, by_epoch=False),
 ]
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=160_000, val_interval=16_000)
+train_cfg = dict(type="ResumableIterTrainLoop", max_iters=160_000, val_interval=16_000)
 val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(
