@@ -3,6 +3,7 @@
 python tools/benchmark.py biformer_tiny --against timm/resnet50 timm/swin_tiny_patch4_window7_224
 python tools/benchmark.py biformer_tiny --against biformer_tiny@reference
 python tools/benchmark.py biformer_small --bench inference --device cuda --amp bf16 --compile
+python tools/benchmark.py configs/detection/nat/CONFIG.py --shape 800 1333
 python tools/benchmark.py kernels window_attention --case swin_tiny --forward
 """
 
@@ -17,7 +18,7 @@ from timm.utils import ParseKwargs
 from visattn.tools._cli import run
 from visattn.zoo.benchmark import kernel_report, kernels
 from visattn.zoo.benchmark.cases import OPS, select_cases
-from visattn.zoo.benchmark.models import BENCHES, benchmark_models
+from visattn.zoo.benchmark.models import BENCHES, benchmark_models, label_of
 from visattn.zoo.benchmark.report import (
     append_rows,
     check_appendable,
@@ -25,9 +26,10 @@ from visattn.zoo.benchmark.report import (
     plot,
     print_tables,
 )
-from visattn.zoo.benchmark.subject import AMP_DTYPES, Settings
+from visattn.zoo.benchmark.subject import AMP_DTYPES, Settings, split_name
 from visattn.zoo.devices import pick_device
 from visattn.zoo.errors import UserError
+from visattn.zoo.models import is_config
 
 
 def positive(text: str) -> int:
@@ -55,7 +57,8 @@ def models_parser() -> argparse.ArgumentParser:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="timm's names, timm/NAME too, and NAME@IMPL for one implementation of visattn's ops",
+        help="timm's names, timm/NAME too, configurations of detectors and segmentors, and "
+        "NAME@IMPL for one implementation of visattn's ops",
     )
     parser.add_argument(
         "--against",
@@ -64,10 +67,26 @@ def models_parser() -> argparse.ArgumentParser:
         metavar="MODEL",
         help="further models; speeds are given in multiples of the first of these",
     )
-    parser.add_argument("--bench", choices=("inference", "train", "both"), default="both")
+    parser.add_argument(
+        "--bench",
+        choices=("inference", "train", "both"),
+        help="default: both, but inference where a configuration is given",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the accelerator if any)")
-    parser.add_argument("--batch-size", type=positive, help="default: 4 on the CPU, else 256")
-    parser.add_argument("--img-size", type=size, metavar="SIDE[,SIDE]", help="height,width")
+    parser.add_argument(
+        "--batch-size",
+        type=positive,
+        help="default: 1 where a configuration is given, 4 on the CPU, else 256",
+    )
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--img-size", type=size, metavar="SIDE[,SIDE]", help="height,width")
+    shape.add_argument(
+        "--shape",
+        nargs=2,
+        type=positive,
+        metavar=("H", "W"),
+        help="the same (default: the model's own; of detectors 800 1333, of segmentors 512 512)",
+    )
     parser.add_argument(
         "--amp", choices=tuple(AMP_DTYPES), help="autocast (default: fp16 on CUDA, else none)"
     )
@@ -104,10 +123,13 @@ def benchmark(argv: Sequence[str]) -> None:
         torch.set_num_threads(args.threads)
     stem = output_stem(args.out)
     check_appendable(stem.with_name(stem.name + ".csv"))
+    names = [*args.models, *args.against]
+    is_dense = any(is_config(split_name(name)[0]) for name in names)
+    bench = args.bench or ("inference" if is_dense else "both")
     settings = Settings(
         device=device,
-        batch_size=args.batch_size or (4 if on_cpu else 256),
-        img_size=args.img_size,
+        batch_size=args.batch_size or (1 if is_dense else 4 if on_cpu else 256),
+        img_size=tuple(args.shape) if args.shape else args.img_size,
         amp=args.amp or ("fp16" if device.type == "cuda" else "none"),
         compile=args.compile,
         channels_last=args.channels_last,
@@ -115,16 +137,16 @@ def benchmark(argv: Sequence[str]) -> None:
     )
     warmup = args.warmup if args.warmup is not None else (2 if on_cpu else 10)
     rows = benchmark_models(
-        [*args.models, *args.against],
+        names,
         settings,
-        BENCHES if args.bench == "both" else ("infer" if args.bench == "inference" else "train",),
+        BENCHES if bench == "both" else ("infer" if bench == "inference" else "train",),
         warmup=warmup,
         iters=args.iters or (10 if on_cpu else 40),
         min_time=args.min_time,
         rounds=args.rounds,
         say=lambda message: print(message, file=sys.stderr),
     )
-    print_tables(rows, args.against[0] if args.against else None)
+    print_tables(rows, label_of(args.against[0]) if args.against else None)
     written = append_rows(rows, stem)
     measured = any(row[f"{bench}_samples_per_sec"] for row in rows for bench in BENCHES)
     if measured:

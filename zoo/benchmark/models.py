@@ -1,12 +1,13 @@
 """Benchmarks of whole models: one row a model."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
 
 from ..errors import UserError
-from ..models import Size, model_name
+from ..models import Size, is_config, model_name
 from .counters import peak_memory
 from .environment import describe_device, describe_software
 from .subject import NotFiniteError, Settings, Subject, describe_error, split_name
@@ -79,8 +80,8 @@ def benchmark_models(
     is never changed.
 
     Args:
-        names: Models, with or without the prefix ``timm/``; ``NAME@IMPL`` for an implementation of
-            visattn's ops.
+        names: Models, with or without the prefix ``timm/``, or configurations of detectors and
+            segmentors; ``NAME@IMPL`` for an implementation of visattn's ops.
         settings: How to run them.
         benches: ``"infer"``, ``"train"`` or both.
         warmup: Untimed steps.
@@ -95,12 +96,15 @@ def benchmark_models(
     Raises:
         UserError: If a model is unknown or given twice.
     """
-    bare = [(model_name(model), impl) for model, impl in map(split_name, names)]
+    bare = [
+        (model if is_config(model) else model_name(model), impl)
+        for model, impl in map(split_name, names)
+    ]
     twice = {name for name, key in zip(names, bare, strict=True) if bare.count(key) > 1}
     if twice:
         raise UserError(f"{', '.join(sorted(twice))} is given more than once")
     where = environment(settings)
-    rows = {name: {**dict.fromkeys(COLUMNS), **where, "model": name} for name in names}
+    rows = {name: {**dict.fromkeys(COLUMNS), **where, "model": label_of(name)} for name in names}
     subjects: dict[str, Subject] = {}
 
     def fail(name: str, error: Exception) -> None:
@@ -112,7 +116,7 @@ def benchmark_models(
         say(f"building {name}")
         rows[name]["implementation"] = _origin(name)
         try:
-            subjects[name] = subject = Subject(name, settings)
+            subjects[name] = subject = _make_subject(name, settings)
         except (UserError, RuntimeError, MemoryError) as error:
             fail(name, error)
             continue
@@ -144,7 +148,25 @@ def benchmark_models(
     return list(rows.values())
 
 
+def label_of(name: str) -> str:
+    """What a model is called in tables: its name, or that of its configuration's file."""
+    model, impl = split_name(name)
+    if not is_config(model):
+        return name
+    return Path(model).stem + (f"@{impl}" if impl else "")
+
+
+def _make_subject(name: str, settings: Settings) -> Subject:
+    if not is_config(split_name(name)[0]):
+        return Subject(name, settings)
+    from .dense import DenseSubject
+
+    return DenseSubject(name, settings)
+
+
 def _origin(name: str) -> str:
+    if is_config(split_name(name)[0]):
+        return "visattn"
     return timm.model_entrypoint(model_name(split_name(name)[0])).__module__.partition(".")[0]
 
 

@@ -1,4 +1,4 @@
-"""A model set up for inference and training steps on synthetic images."""
+"""A classifier set up for inference and training steps on synthetic images."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from ...backbones.dcal import Branches
 from ...heads.dcal import DualCrossAttentionLoss
@@ -59,7 +61,7 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 class Subject:
-    """A model on a device, with one batch of standard-normal images and random labels.
+    """A classifier on a device, with one batch of standard-normal images and random labels.
 
     Attributes:
         name: Name as given, such as ``"timm/resnet50"``, or ``"biformer_tiny@reference"`` for an
@@ -76,14 +78,11 @@ class Subject:
         self.name = name
         self.settings = settings
         bare, self._impl = split_name(name)
-        model = build_model(bare, settings.img_size, **settings.model_kwargs)
-        self.img_size = settings.img_size or input_size(model)
+        model = self._build(bare)
         self.params = count_parameters(model)
 
         layout = torch.channels_last if settings.channels_last else torch.contiguous_format
-        channels = model.pretrained_cfg["input_size"][0]
-        images = torch.randn(settings.batch_size, channels, *self.img_size)
-        self._images = images.to(settings.device, memory_format=layout)
+        self._images = self._make_images(model).to(settings.device, memory_format=layout)
         model = model.to(settings.device, memory_format=layout)
         try:
             self.macs = count_macs(model.eval(), self._images[:1])
@@ -92,12 +91,24 @@ class Subject:
         except (AssertionError, RuntimeError, ValueError) as error:
             raise UserError(wrong_size(name, self.img_size, error)) from error
         self._raw_model = model
-        self._model = torch.compile(model) if settings.compile else model
+        self._model = self._compile(model) if settings.compile else model
         self._labels: torch.Tensor | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._scaler = torch.amp.GradScaler(
             settings.device.type, enabled=settings.amp == "fp16", init_scale=1024.0
         )
+
+    def _build(self, name: str) -> nn.Module:
+        model = build_model(name, self.settings.img_size, **self.settings.model_kwargs)
+        self.img_size = self.settings.img_size or input_size(model)
+        return model
+
+    def _make_images(self, model: nn.Module) -> torch.Tensor:
+        channels = model.pretrained_cfg["input_size"][0]
+        return torch.randn(self.settings.batch_size, channels, *self.img_size)
+
+    def _compile(self, model: nn.Module) -> Callable[..., Any]:
+        return torch.compile(model)
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -125,16 +136,7 @@ class Subject:
             return self.infer
         self._raw_model.train()
         if self._optimizer is None:
-            with torch.no_grad(), self._running():
-                output = self._raw_model(self._images[:2])
-                # Some models give the logits of several branches, to train with.
-                self._loss = (
-                    DualCrossAttentionLoss() if isinstance(output, Branches) else F.cross_entropy
-                )
-                classes = (output.sa if isinstance(output, Branches) else output).shape[-1]
-            self._labels = torch.randint(
-                classes, (self.settings.batch_size,), device=self.settings.device
-            )
+            self._prepare_loss()
             self._optimizer = torch.optim.AdamW(self._raw_model.parameters(), lr=1e-5)
         self._require_finite("loss", self._backward())
         for name, parameter in self._raw_model.named_parameters():
@@ -142,6 +144,21 @@ class Subject:
                 self._require_finite(f"gradient of {name}", parameter.grad)
         self._optimizer.zero_grad(set_to_none=True)
         return self.train
+
+    def _prepare_loss(self) -> None:
+        with torch.no_grad(), self._running():
+            output = self._raw_model(self._images[:2])
+            # Some models give the logits of several branches, to train with.
+            self._loss = (
+                DualCrossAttentionLoss() if isinstance(output, Branches) else F.cross_entropy
+            )
+            classes = (output.sa if isinstance(output, Branches) else output).shape[-1]
+        self._labels = torch.randint(
+            classes, (self.settings.batch_size,), device=self.settings.device
+        )
+
+    def _compute_loss(self) -> torch.Tensor:
+        return self._loss(self._model(self._images), self._labels)
 
     def check(self, bench: str) -> None:
         """Checks that a step still gives finite outputs, after any number of them.
@@ -155,13 +172,13 @@ class Subject:
             self._require_finite("loss", self.train())
 
     @torch.inference_mode()
-    def infer(self) -> torch.Tensor:
-        """One forward pass without gradients; returns the logits."""
+    def infer(self) -> Any:
+        """One forward pass without gradients; returns the outputs."""
         with self._running():
             return self._model(self._images)
 
     def train(self) -> torch.Tensor:
-        """One step: forward, cross-entropy, backward, AdamW; returns the loss."""
+        """One step: forward, loss, backward, AdamW; returns the loss."""
         loss = self._backward()
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -170,12 +187,13 @@ class Subject:
 
     def _backward(self) -> torch.Tensor:
         with self._running():
-            loss = self._loss(self._model(self._images), self._labels)
+            loss = self._compute_loss()
         self._scaler.scale(loss).backward()
         return loss.detach()
 
-    def _require_finite(self, what: str, tensor: torch.Tensor) -> None:
-        if not bool(tensor.isfinite().all()):
+    def _require_finite(self, what: str, values: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise NotFiniteError(f"the {what} of {self.name} are not finite; it was not timed")
 
 
