@@ -241,6 +241,8 @@ val_dataloader = dict(batch_size=2, dataset=dict(data_root="{scenes}/"))
 test_dataloader = val_dataloader
 val_evaluator = {evaluator}
 test_evaluator = {evaluator}
+train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=1)
+optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="SGD", lr=0.01))
 val_cfg = dict()
 test_cfg = dict()
 visualizer = dict(vis_backends=[dict(type="LocalVisBackend")])

@@ -1,6 +1,7 @@
 """Evaluates a checkpoint on the test data of a configuration.
 
 python tools/test.py CONFIG CHECKPOINT --out predictions.json
+python tools/test.py CONFIG CHECKPOINT --report DIR --show-dir DIR/pictures --tta
 """
 
 import argparse
@@ -18,10 +19,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="configuration file")
-    parser.add_argument("checkpoint", help="checkpoint of a run, or the authors' of a classifier")
+    parser.add_argument("checkpoint", help="checkpoint of a run, or the authors'")
     parser.add_argument("--work-dir", help="output folder (default: work_dirs/<config name>)")
     parser.add_argument(
-        "--out", help="write predictions: .json (classification) or .pkl (any task, as mmengine's)"
+        "--out",
+        help="write predictions: .pkl (any task, as mmengine's), .json (classification; detection, "
+        "as COCO's) or a folder (segmentation, as PNG)",
+    )
+    parser.add_argument(
+        "--report", metavar="DIR", help="write a table of the classes and what is taken for what"
+    )
+    parser.add_argument(
+        "--show-dir", metavar="DIR", help="draw predictions beside the annotations, on the images"
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=float,
+        default=0.3,
+        help="least score of an instance in --report and --show-dir (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tta", action="store_true", help="augment images by the configuration's tta_pipeline"
     )
     parser.add_argument("--device", choices=("cpu",), help="stay off the GPU")
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
@@ -34,8 +52,18 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from mmengine.dist import is_main_process
+
     from visattn.zoo.config import load_config
     from visattn.zoo.errors import ConfigError
+    from visattn.zoo.testing import (
+        DrawPredictionsHook,
+        add_dump,
+        add_report,
+        task_of,
+        use_augmentation,
+        write_report,
+    )
     from visattn.zoo.training.runner import build_runner
 
     cfg = load_config(args.config, args.cfg_options)
@@ -44,17 +72,22 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
     cfg.launcher = args.launcher
     cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.show_dir and task_of(cfg) == "classification":
+        raise ConfigError("--show-dir is of detection and segmentation: see tools/predict.py")
+    hooks = [use_augmentation(cfg)] if args.tta else []
     if args.out:
-        dumps = {
-            ".json": {"type": "DumpClassification", "out_file": args.out},
-            ".pkl": {"type": "DumpResults", "out_file_path": args.out},
-        }
-        if Path(args.out).suffix not in dumps:
-            raise ConfigError(f"--out {args.out} must end with .json or .pkl")
-        evaluators = cfg.test_evaluator
-        evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
-        cfg.test_evaluator = [*evaluators, dumps[Path(args.out).suffix]]
-    return build_runner(cfg, mode="test").test()
+        add_dump(cfg, args.out)
+    if args.report:
+        add_report(cfg, args.report, args.score_threshold)
+    runner = build_runner(cfg, mode="test")
+    if args.show_dir:
+        hooks.append(DrawPredictionsHook(args.show_dir, args.score_threshold))
+    for hook in hooks:
+        runner.register_hook(hook)
+    metrics = runner.test()
+    if args.report and is_main_process():
+        write_report(cfg, args.report)
+    return metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:

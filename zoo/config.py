@@ -137,6 +137,14 @@ def _read(path: Path) -> Config:
         raise ConfigError(f"cannot read configuration {path}: {error}") from error
 
 
+def test_dataset(cfg: Config) -> dict[str, Any]:
+    """The configuration of the test set, out of what may be wrapped around it."""
+    dataset = cfg.test_dataloader.dataset
+    while "pipeline" not in dataset and isinstance(dataset.get("dataset"), dict):
+        dataset = dataset["dataset"]
+    return dataset
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A question that names the nearest known spellings, or nothing where none is near."""
     matches = difflib.get_close_matches(name, list(known), count, cutoff=0.6)

@@ -55,7 +55,7 @@ def register_all(scope: str = "visattn") -> None:
 
 
 def _register_openmm(scope: str) -> None:
-    from .openmm import backbone, mmcv_ops, panopticapi  # noqa: F401
+    from .openmm import backbone, confusion, mmcv_ops, panopticapi  # noqa: F401
 
     mmcv_ops.install()
     panopticapi.install()
@@ -65,7 +65,7 @@ def _register_openmm(scope: str) -> None:
         from mmdet.utils import register_all_modules
 
         from ..heads import ela  # noqa: F401
-        from .openmm import cityscapes, mixing  # noqa: F401
+        from .openmm import cityscapes, mixing, tta  # noqa: F401
     else:
         from mmseg.utils import register_all_modules
     register_all_modules(init_default_scope=False)

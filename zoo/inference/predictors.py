@@ -15,6 +15,7 @@ from mmengine.registry import DATASETS, TRANSFORMS
 from torch import nn
 
 from ..checkpoint import CheckpointError, StateDict, load_checkpoint, read_state_dict
+from ..config import load_config, test_dataset
 from ..devices import pick_device
 from ..errors import ConfigError
 from ..models import build_configured, build_model, is_config, model_name
@@ -55,8 +56,6 @@ def load_predictor(
     device = pick_device(device)
     if not is_config(config_or_name):
         return _named(str(config_or_name), checkpoint, device, topk)
-    from ..config import load_config
-
     cfg = load_config(config_or_name)
     if cfg.get("test_dataloader") is None:
         raise ConfigError(f"{config_or_name} has no test_dataloader, whose pipeline would be used")
@@ -194,19 +193,11 @@ def _load_weights(model: nn.Module, checkpoint: str | Path) -> None:
         load_checkpoint(model.backbone, checkpoint)
 
 
-def _test_dataset(cfg: Any) -> dict[str, Any]:
-    """The configuration of the test set, out of what may be wrapped around it."""
-    dataset = cfg.test_dataloader.dataset
-    while "pipeline" not in dataset and isinstance(dataset.get("dataset"), dict):
-        dataset = dataset["dataset"]
-    return dataset
-
-
 def _test_pipeline(cfg: Any) -> list[dict[str, Any]]:
     """The steps of the test pipeline, without those that read annotations."""
     return [
         step
-        for step in _test_dataset(cfg)["pipeline"]
+        for step in test_dataset(cfg)["pipeline"]
         if not re.search(r"Load\w*Annotations|LoadProposals|FilterAnnotations", str(step["type"]))
     ]
 
@@ -221,7 +212,7 @@ def _from_arrays(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _dataset_meta(cfg: Any, checkpoint: str | Path) -> dict[str, Any]:
     """Names of classes, and a palette, of the checkpoint or else of the test set."""
-    dataset = _test_dataset(cfg)
+    dataset = test_dataset(cfg)
     scope = cfg.get("default_scope", "visattn")
     with DATASETS.switch_scope_and_registry(scope) as registry:
         read = getattr(registry.get(dataset["type"]), "_load_metainfo", None)

@@ -39,16 +39,16 @@ def save_results(
             entry = result.to_json()
             entries.append(entry)
             if not isinstance(result, Failure):
-                name = _free_name(Path(result.path).stem, taken)
+                name = free_name(Path(result.path).stem, taken)
                 if isinstance(result, (Segmentation, Panoptic)):
                     entry["map"] = f"{name}_map.png"
-                    _save(PIL.Image.fromarray(_to_png(result.map)), folder / entry["map"])
+                    save_image(PIL.Image.fromarray(_to_png(result.map)), folder / entry["map"])
                 if pictures:
                     entry["picture"] = f"{name}.jpg"
                     drawn = draw(
                         open_image(result.path), result, predictor.names, predictor.palette
                     )
-                    _save(drawn, folder / entry["picture"])
+                    save_image(drawn, folder / entry["picture"])
             yield result
     finally:
         # What was predicted before an error is worth keeping.
@@ -60,12 +60,14 @@ def _to_png(numbers: np.ndarray) -> np.ndarray:
     return numbers.astype(np.uint8 if numbers.max(initial=0) <= 255 else np.uint16)
 
 
-def _save(image: PIL.Image.Image, path: Path) -> None:
+def save_image(image: PIL.Image.Image, path: Path) -> None:
+    """Writes an image; what was there survives a failure."""
     with replacing(path) as temporary:
         image.save(temporary, **({"quality": 92} if path.suffix == ".jpg" else {}))
 
 
-def _free_name(stem: str, taken: set[str]) -> str:
+def free_name(stem: str, taken: set[str]) -> str:
+    """The stem, with a number where it is taken; adds it to what is."""
     name, number = stem, 1
     while name in taken:
         number += 1
