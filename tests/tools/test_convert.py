@@ -1,12 +1,12 @@
 """Converting released checkpoints."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from _official import official_state_dict
 
 import visattn
 from visattn.tools import convert
@@ -112,24 +112,10 @@ def detector(tmp_path):
     path.write_text(DETECTOR.format(models=models, datasets=datasets))
     model = build_configured(load_config(path))
     ours = model.state_dict()
-    theirs = {
-        re.sub(r"^backbone\.norms\.(\d)", r"backbone.norm\1", key): value
-        for key, value in ours.items()
-        if not key.startswith("backbone.model.")
-    }
-    official = {
-        "stem.conv1": "patch_embed.proj.0",
-        "stem.conv2": "patch_embed.proj.1",
-        "stem.norm": "patch_embed.norm",
-        "stages": "levels",
-    }
-    for key, value in model.backbone.model.model.state_dict().items():
-        key = re.sub(r"^stages\.(\d)\.down", lambda m: f"stages.{int(m[1]) - 1}.down", key)
-        for name, replacement in official.items():
-            key = key.replace(name, replacement) if key.startswith(name) else key
-        theirs[f"backbone.{key}"] = value
     meta = {"CLASSES": ("cat", "dog"), "PALETTE": np.zeros((2, 3), np.uint8), "epoch": 12}
-    torch.save({"meta": meta, "state_dict": theirs}, tmp_path / "theirs.pth")
+    torch.save(
+        {"meta": meta, "state_dict": official_state_dict(model, "nat")}, tmp_path / "theirs.pth"
+    )
     return path, tmp_path / "theirs.pth", ours
 
 

@@ -8,8 +8,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from _official import official_state_dict
 
 from visattn.tools import test as tool
+from visattn.tools import train as train_tool
+from visattn.zoo.config import load_config
+from visattn.zoo.models import build_configured
 
 TTA = """
 tta_model = dict(type="{model}", tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), \
@@ -176,6 +180,30 @@ def test_flipped_masks_are_turned_back(tmp_path):
     assert found.scores.tolist() == pytest.approx([0.9]) and len(found) == 1
     torch.testing.assert_close(found.bboxes, box)
     assert torch.equal(found.masks, mask)
+
+
+@pytest.mark.parametrize("layout", ["theirs", "bare", "safetensors"])
+def test_released_layouts_are_tested_as_ours(dense_config, tmp_path, layout):
+    from safetensors.torch import save_file
+
+    config, checkpoint = dense_config("segmentation")
+    model = build_configured(load_config(config))
+    model.load_state_dict(torch.load(checkpoint)["state_dict"])
+    theirs = official_state_dict(model, "nat")
+    path = tmp_path / f"other.{'safetensors' if layout == 'safetensors' else 'pth'}"
+    if layout == "safetensors":
+        save_file({key: value.contiguous() for key, value in theirs.items()}, path)
+    else:
+        meta = {"CLASSES": ["a"] * 11, "epoch": 3}
+        torch.save({"meta": meta, "state_dict": theirs} if layout == "theirs" else theirs, path)
+    assert run(config, path, tmp_path) == run(config, checkpoint, tmp_path)
+
+
+def test_released_weights_are_not_resumed(dense_config, tmp_path, capsys):
+    config, checkpoint = dense_config("segmentation")
+    argv = [str(config), "--work-dir", str(tmp_path / "work"), "--resume", str(checkpoint)]
+    assert train_tool.main(argv) == 2
+    assert "cannot be resumed" in capsys.readouterr().err
 
 
 MISTAKES = {
