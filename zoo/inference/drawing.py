@@ -3,6 +3,7 @@
 import colorsys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -12,6 +13,9 @@ from .results import Classification, Detection, Panoptic, Result, Segmentation
 from .samples import to_sample
 
 Colours = Sequence[Sequence[int]]
+
+LEGIBLE = 480
+"""Pixels a side that a drawing should about have at least."""
 
 
 def draw(
@@ -29,21 +33,21 @@ def draw(
         palette: Colour of each class; by default as different as can be.
 
     Returns:
-        A new image; a copy of the given one where there is nothing to draw.
+        A new image, of a multiple of the size where that is small: lines and letters need room.
     """
     if isinstance(result, Classification):
         return _draw_classes(image, result)
+    scale = max(1, round(LEGIBLE / min(image.size)))
+    image = image.resize((scale * image.width, scale * image.height), PIL.Image.Resampling.BICUBIC)
     if not _is_anything_in(result, len(names)):
-        return image.copy()
-    sample = to_sample(result, len(names))
+        return image
+    sample = to_sample(_enlarge(result, scale), len(names))
     is_truth = "gt_instances" in sample
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*save_dir is None.*")
         from mmdet.visualization import DetLocalVisualizer
 
-        visualizer = DetLocalVisualizer(
-            "visattn", alpha=0.6, line_width=1 if min(image.size) < 300 else 2
-        )
+        visualizer = DetLocalVisualizer("visattn", alpha=0.5, line_width=2)
     visualizer.dataset_meta = {
         "classes": list(names),
         "palette": [tuple(colour) for colour in palette or distinct_colours(len(names))],
@@ -69,6 +73,18 @@ def distinct_colours(count: int) -> list[tuple[int, int, int]]:
         rgb = colorsys.hsv_to_rgb(hue, (0.95, 0.7)[index % 2], (1.0, 0.8)[index // 2 % 2])
         colours.append(tuple(round(255 * part) for part in rgb))
     return colours
+
+
+def _enlarge(result: Result, scale: int) -> Result:
+    """A result as of an image that is ``scale`` times as large."""
+    if isinstance(result, Detection):
+        masks = None if result.masks is None else _repeat(result.masks, scale)
+        return replace(result, boxes=result.boxes * scale, masks=masks)
+    return replace(result, map=_repeat(result.map, scale))
+
+
+def _repeat(pixels: np.ndarray, scale: int) -> np.ndarray:
+    return pixels.repeat(scale, -2).repeat(scale, -1)
 
 
 def _is_anything_in(result: Result, num_classes: int) -> bool:

@@ -56,7 +56,7 @@ def to_sample(result: Result, num_classes: int) -> Any:
 
     sample = DetDataSample()
     if isinstance(result, Segmentation):
-        sample.pred_sem_seg = PixelData(sem_seg=torch.from_numpy(result.map)[None])
+        sample.pred_sem_seg = PixelData(sem_seg=torch.tensor(result.map)[None])
         sample.pred_sem_seg.set_metainfo({"ignore_index": NO_CLASS})
     elif isinstance(result, Panoptic):
         sample.pred_panoptic_seg = PixelData(

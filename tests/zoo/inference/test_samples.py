@@ -85,11 +85,18 @@ RESULTS = {
 def test_drawings_change_what_was_found_alone(sample_class, kind):
     image = PIL.Image.fromarray(np.full((*SIZE, 3), 128, np.uint8))
     drawn = np.asarray(draw(image, RESULTS[kind], NAMES), int)
-    assert drawn.shape == (*SIZE, 3)
-    changed = (np.abs(drawn - 128) > 3).any(-1)
+    scale, rest = divmod(len(drawn), SIZE[0])
+    assert rest == 0 and scale > 1 and drawn.shape[1] == scale * SIZE[1]
+    changed = (np.abs(drawn - 128) > 3).any(-1)[::scale, ::scale]
     assert changed[20:22, 31:59].any() and changed[8:10, 9:23].any()
     if kind != "map":
         assert not changed[42:, :4].any()
+
+
+def test_large_images_keep_their_size(sample_class):
+    image = PIL.Image.new("RGB", (700, 500))
+    result = Detection(None, (500, 700), *INSTANCES)
+    assert draw(image, result, NAMES).size == image.size
 
 
 @pytest.mark.parametrize(
