@@ -1,7 +1,8 @@
 """Checkpoints of detectors and segmentors in the layouts that their authors released.
 
 Those are of mmdet 2 and mmseg 0: keys of the backbone, behind ``backbone.``, are the authors' own;
-keys of necks and heads are OpenMMLab's, and most of them have not changed since.
+keys of necks and heads are OpenMMLab's, and most of them have not changed since. Mask2Former with
+DiNAT is of detectron2.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch import nn
 from ...backbones._builder import rename
 from ..checkpoint import LoadReport, StateDict, load_checkpoint, read_checkpoint
 from ..training.checkpointing import MMENGINE_TYPES
+from . import mask2former
 from .backbone import TimmBackbone
 
 # What mmdet 3 renamed when it wrote the layers of transformers anew; in mmseg the head has the same
@@ -35,6 +37,7 @@ def is_dense(model: nn.Module) -> bool:
 def has_heads(model: nn.Module, state_dict: StateDict) -> bool:
     """Whether a state dict has more of a detector or segmentor than its backbone."""
     others = {name for name, _ in model.named_children()} - {"backbone", "data_preprocessor"}
+    others.add(mask2former.PREFIX.rstrip("."))
     return any(key.removeprefix("module.").partition(".")[0] in others for key in state_dict)
 
 
@@ -54,10 +57,32 @@ def convert_state_dict(model: nn.Module, state_dict: StateDict) -> StateDict:
         bare = key.removeprefix("backbone.")
         (rest if bare == key else backbone)[bare] = value
     backbone = model.backbone.convert_state_dict(model.backbone, backbone)
+    if mask2former.is_of_detectron(rest):
+        rest = _convert_mask2former(model, rest)
     return {
         **{f"backbone.{key}": value for key, value in backbone.items()},
         **rename(rest, _RENAMED),
     }
+
+
+def _convert_mask2former(model: nn.Module, state_dict: StateDict) -> StateDict:
+    """Names of mmdet, or of mmseg which has the same layers, for those of detectron2."""
+    name = "panoptic_head" if hasattr(model, "panoptic_head") else "decode_head"
+    head = getattr(model, name, None)
+    classes = (getattr(head, f"num_{kind}_classes", 0) for kind in ("things", "stuff"))
+    theirs = {
+        key.removeprefix(mask2former.PREFIX): value
+        for key, value in state_dict.items()
+        if key.startswith(mask2former.PREFIX)
+    }
+    # Weights of the loss, which are not learned.
+    others = {
+        key: value
+        for key, value in state_dict.items()
+        if not key.startswith((mask2former.PREFIX, "criterion."))
+    }
+    converted = mask2former.convert_head(theirs, *classes)
+    return {**others, **{f"{name}.{key}": value for key, value in converted.items()}}
 
 
 def load_dense_checkpoint(

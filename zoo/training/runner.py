@@ -173,7 +173,7 @@ class Runner(MMEngineRunner):
             )
         model = self.bare_model
         strict = self.cfg.get("load_strict", True)
-        if is_dense(model) and has_heads(model, checkpoint):
+        if is_dense(model) and has_heads(model, checkpoint.get("model", checkpoint)):
             report = load_dense_checkpoint(model, filename, strict)
         elif is_dense(model) and not isinstance(self._train_loop, BaseLoop):
             raise CheckpointError(
