@@ -15,18 +15,16 @@ model = dict(
         topks=(2, 4, 8),
     ),
 )
-# Digits are told from each other only after some 900 steps: small batches make many.
-train_dataloader = dict(batch_size=4)
 optim_wrapper = dict(
     type="OptimWrapper",
     constructor="TimmOptimWrapperConstructor",
-    optimizer=dict(type="adamw", lr=1.5e-3, weight_decay=0.05),
+    optimizer=dict(type="adamw", lr=2e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler = dict(
     type="WarmupCosineLR",
     T_max=30,
-    warmup=1,
+    warmup=2,
     warmup_lr=1e-5,
     min_lr=1e-5,
     convert_to_iter_based=True,
@@ -36,6 +34,6 @@ val_cfg = dict()
 test_cfg = dict()
 
 default_hooks = dict(
-    logger=dict(interval=50),
+    logger=dict(interval=25),
     checkpoint=dict(save_best="mIoU"),
 )

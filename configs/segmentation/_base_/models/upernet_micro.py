@@ -16,6 +16,6 @@ model = dict(
         channels=32,
         num_classes=11,
         norm_cfg=norm_cfg,
-        loss_decode=dict(loss_weight=1.0, class_weight=class_weight),
+        loss_decode=dict(class_weight=class_weight),
     ),
 )
