@@ -12,7 +12,7 @@ from visattn.zoo.errors import ConfigError
 from visattn.zoo.training.classifier import ImageClassifier, ImagePreprocessor
 from visattn.zoo.training.metrics import Accuracy
 from visattn.zoo.training.optim import parameter_groups
-from visattn.zoo.training.schedulers import WarmupCosineLR
+from visattn.zoo.training.schedulers import WarmupCosineLR, YOLOXWarmCosineLR
 
 
 def test_weight_decay_spares_vectors_and_what_the_model_names():
@@ -48,6 +48,24 @@ def test_schedule_is_timms():
         assert math.isclose(mine, expected, rel_tol=1e-9), step
         ours.step()
         scheduler.step()
+
+
+def test_schedule_of_yolox():
+    """Rates of the sheet: quadratic from a tenth, half a cosine, a hundredth at the end."""
+    parameter = torch.zeros(1, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=2.0)
+    scheduler = YOLOXWarmCosineLR(optimizer, T_max=72, warmup=3, constant=3.6)
+    rates = []
+    for _ in range(72):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:4] == pytest.approx([0.2, 0.4, 1.0, 2.0])
+    middle = 3 + (72 - 3 - 3.6) / 2
+    expected = 2 * (0.01 + 0.495 * (1 + math.cos(math.pi * (35 - 3) / (2 * (middle - 3)))))
+    assert rates[35] == pytest.approx(expected)
+    assert rates[69:] == pytest.approx([0.02] * 3)
+    assert all(a > b for a, b in zip(rates[3:69], rates[4:70], strict=True))
 
 
 def test_gradients_are_clipped(make_runner):
