@@ -30,20 +30,23 @@ def test_inference_and_training_are_measured(dense_config, task):
     assert row["param_count"] == pytest.approx(params / 1e6, abs=1e-4)
 
 
+class Head(torch.nn.Module):
+    """A part of a model, of maps that are there already."""
+
+    def __init__(self, head, features):
+        super().__init__()
+        self.head, self.features = head, features
+
+    def forward(self, image):
+        return self.head(self.features)
+
+
 def test_macs_are_those_of_all_parts(dense_config):
     config, _ = dense_config("segmentation")
     subject = DenseSubject(str(config), Settings(CPU, batch_size=1, img_size=(128, 128)))
     model = build_configured(load_config(config))
     image = torch.randn(1, 3, 128, 128)
     backbone = count_macs(model.backbone, image)
-
-    class Head(torch.nn.Module):
-        def __init__(self, head, features):
-            super().__init__()
-            self.head, self.features = head, features
-
-        def forward(self, image):
-            return self.head(self.features)
 
     with torch.no_grad():
         head = count_macs(Head(model.decode_head, model.backbone(image)), image)
@@ -57,6 +60,26 @@ def test_masks_are_counted_whatever_the_scores(dense_config):
     whole = DenseSubject(str(config), settings).macs
     config.write_text(config.read_text() + "model['roi_head'] = dict(mask_head=None)\n")
     assert DenseSubject(str(config), settings).macs < 0.8 * whole
+
+
+def test_pooling_of_regions_is_not_counted(dense_config):
+    """By hand: a box head of two layers and its outputs, for each of the proposals."""
+    config, _ = dense_config("detection")
+    more = "model['roi_head'] = dict(mask_head=None, mask_roi_extractor=None)\n"
+    config.write_text(config.read_text() + more)
+    subject = DenseSubject(str(config), Settings(CPU, batch_size=1, img_size=(64, 64)))
+    network = subject._raw_model
+    model, images = network.model, subject._images
+    proposals = load_config(config).model.test_cfg.rpn.max_per_img
+    with torch.no_grad():
+        found = model.rpn_head.predict(model.extract_feat(images), network.samples)[0]
+        maps = model.extract_feat(images)
+        below = model.backbone(images)
+    rest = count_macs(model.backbone, images) + count_macs(Head(model.neck, below), images)
+    rest += count_macs(Head(model.rpn_head, maps), images)
+    box_head = 7 * 7 * 64 * 256 + 256 * 256 + 256 * 11 + 256 * 40
+    assert len(found) <= proposals
+    assert subject.macs == rest + len(found) * box_head
 
 
 def test_images_are_padded_as_the_model_pads_them(dense_config):

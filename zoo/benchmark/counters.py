@@ -40,7 +40,9 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def count_macs(model: nn.Module, images: torch.Tensor) -> int:
+def count_macs(
+    model: nn.Module, images: torch.Tensor, leave_out: tuple[type[nn.Module], ...] = ()
+) -> int:
     """Multiply-adds of one inference: products of matrices, convolutions, attention and norms.
 
     Attention is counted in any spelling, also as ``scaled_dot_product_attention``, and the ops of
@@ -50,6 +52,7 @@ def count_macs(model: nn.Module, images: torch.Tensor) -> int:
     Args:
         model: Model, in eval mode.
         images: Input, (B, C, H, W); one image for figures as papers give them.
+        leave_out: Modules that do not count, such as pooling that is defined by products.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_NORMS)
     math = sdpa_kernel(SDPBackend.MATH)
@@ -57,7 +60,13 @@ def count_macs(model: nn.Module, images: torch.Tensor) -> int:
     parameters = {name: p.detach() for name, p in model.named_parameters()}
     with torch.inference_mode(), math, use_impl("reference"), counter:
         torch.func.functional_call(model, parameters, images)
-    return counter.get_total_flops() // 2
+    counts, root = counter.get_flop_counts(), type(model).__name__
+    uncounted = sum(
+        sum(counts.get(f"{root}.{name}", {}).values())
+        for name, module in model.named_modules()
+        if isinstance(module, leave_out)
+    )
+    return (counter.get_total_flops() - uncounted) // 2
 
 
 def peak_memory(step: Callable[[], object], device: torch.device) -> int | None:

@@ -12,6 +12,7 @@ from ..config import load_config
 from ..errors import UserError
 from ..models import Size, build_configured
 from ..openmm.convert import is_dense
+from .counters import count_macs
 from .subject import Settings, Subject
 
 SIZES = {"mmdet": (800, 1333), "mmseg": (512, 512)}
@@ -51,6 +52,12 @@ class DenseSubject(Subject):
 
     def _make_images(self, model: nn.Module) -> torch.Tensor:
         return torch.randn(self.settings.batch_size, 3, *model.padded_size)
+
+    def _count_macs(self, model: nn.Module) -> int:
+        from mmcv.ops import RoIAlign
+
+        # Our definition of it is by products, which papers do not count.
+        return count_macs(model, self._images[:1], leave_out=(RoIAlign,))
 
     def _compile(self, model: nn.Module) -> Callable[..., Any]:
         model.model.backbone.compile()

@@ -85,7 +85,7 @@ class Subject:
         self._images = self._make_images(model).to(settings.device, memory_format=layout)
         model = model.to(settings.device, memory_format=layout)
         try:
-            self.macs = count_macs(model.eval(), self._images[:1])
+            self.macs = self._count_macs(model.eval())
         except torch.OutOfMemoryError:
             raise
         except (AssertionError, RuntimeError, ValueError) as error:
@@ -106,6 +106,9 @@ class Subject:
     def _make_images(self, model: nn.Module) -> torch.Tensor:
         channels = model.pretrained_cfg["input_size"][0]
         return torch.randn(self.settings.batch_size, channels, *self.img_size)
+
+    def _count_macs(self, model: nn.Module) -> int:
+        return count_macs(model, self._images[:1])
 
     def _compile(self, model: nn.Module) -> Callable[..., Any]:
         return torch.compile(model)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..registry import register_all
 from .results import Detection, Panoptic, Result, Segmentation, Size
 
 NO_CLASS = 255
@@ -51,6 +52,8 @@ def read_truth(sample: Any, names: Sequence[str], path: str | None, size: Size) 
 
 def to_sample(result: Result, num_classes: int) -> Any:
     """A result as predictions of mmdet, or as truth if it is of instances without scores."""
+    # Before mmdet is imported, which looks for mmcv's operators then.
+    register_all("mmdet")
     from mmdet.structures import DetDataSample
     from mmengine.structures import InstanceData, PixelData
 

@@ -72,12 +72,13 @@ def test_a_classifier_by_configuration(classification_config, image_folder, tmp_
 
 
 def test_a_detector_as_mmdet_runs_it(dense_config, images):
+    # After the configuration, whose reading provides mmcv's operators.
+    config, checkpoint = dense_config("detection")
     from mmdet.apis import inference_detector, init_detector
     from mmengine.config import Config
 
     from visattn.zoo.openmm.auto import resolve_auto
 
-    config, checkpoint = dense_config("detection")
     results = predict(config, checkpoint, images, score_threshold=0.0)
     cfg = resolve_auto(Config.fromfile(config))
     model = init_detector(cfg, str(checkpoint), device="cpu", palette="random")
@@ -93,12 +94,12 @@ def test_a_detector_as_mmdet_runs_it(dense_config, images):
 
 
 def test_a_segmentor_as_mmseg_runs_it(dense_config, images):
+    config, checkpoint = dense_config("segmentation")
     from mmengine.config import Config
     from mmseg.apis import inference_model, init_model
 
     from visattn.zoo.openmm.auto import resolve_auto
 
-    config, checkpoint = dense_config("segmentation")
     results = predict(config, checkpoint, images)
     cfg = resolve_auto(Config.fromfile(config))
     cfg.test_pipeline = cfg.test_dataloader.dataset.pipeline[:1] + [{"type": "PackSegInputs"}]
