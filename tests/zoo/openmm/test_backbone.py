@@ -9,6 +9,7 @@ from visattn.zoo.checkpoint import CheckpointError
 from visattn.zoo.errors import ConfigError
 from visattn.zoo.openmm.auto import resolve_auto
 from visattn.zoo.openmm.backbone import TimmBackbone
+from visattn.zoo.registry import register_all
 
 SMALL = {
     "model_name": "biformer_tiny",
@@ -184,6 +185,7 @@ def test_anchors_take_the_strides_of_the_neck_and_regions_those_of_the_backbone(
 
 
 def test_other_backbones_are_asked():
+    register_all("mmdet")
     cfg = Config(
         {
             "default_scope": "mmdet",
@@ -200,6 +202,7 @@ def test_other_backbones_are_asked():
 
 
 def test_a_neck_of_one_level_takes_the_last():
+    register_all("mmdet")
     cfg = config(neck={"type": "ELADilatedEncoder", "in_channels": "auto", "out_channels": 512})
     cfg.default_scope = "mmdet"
     assert resolve_auto(cfg).model.neck.in_channels == 128
