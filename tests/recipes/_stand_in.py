@@ -1,14 +1,13 @@
 """Embedded scenes in the layout of whatever data set a recipe reads, so that it runs as it is."""
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mmdet.registry import DATASETS as DETECTION
 from mmengine.registry import DATASETS
-from mmseg.registry import DATASETS as SEGMENTATION
 from PIL import Image
 from pycocotools import mask as coco_mask
 
@@ -52,26 +51,30 @@ def dataset_configs(cfg: Any) -> Iterator[Any]:
 def write(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
     """Writes what a data set reads below ``root``, and has the configuration read it from there."""
     cfg["data_root"] = str(root)
-    _writer(cfg["type"])(cfg, num_classes, root, scenes)
-
-
-def _writer(kind: str) -> Callable[[Any, int, Path, Scenes], None]:
-    bases = {base.__name__ for base in _class(kind).__mro__}
+    bases = {base.__name__ for base in _class(cfg).__mro__}
     for name, writer in _WRITERS.items():
         if name in bases:
-            return writer
-    raise NotImplementedError(f"no stand-in for data sets of type {kind}")
+            writer(cfg, num_classes, root, scenes)
+            return
+    raise NotImplementedError(f"no stand-in for data sets of type {cfg['type']}")
 
 
-def _class(kind: str) -> type:
-    for registry in (DATASETS, DETECTION, SEGMENTATION):
-        if (found := registry.get(kind)) is not None:
-            return found
-    raise KeyError(kind)
+def _class(cfg: Any) -> type:
+    """The class of a data set of the scope that is in force."""
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        return registry.get(cfg["type"])
 
 
 def _metainfo(cfg: Any) -> dict[str, Any]:
-    return {**getattr(_class(cfg["type"]), "METAINFO", {}), **(cfg.get("metainfo") or {})}
+    return {**getattr(_class(cfg), "METAINFO", {}), **(cfg.get("metainfo") or {})}
+
+
+def _suffix(cfg: Any, name: str) -> str:
+    for cls in _class(cfg).__mro__:
+        parameter = inspect.signature(cls.__init__).parameters.get(name)
+        if parameter is not None:
+            return cfg.get(name, parameter.default)
+    raise KeyError(name)
 
 
 def _save(picture: Image.Image, path: Path) -> None:
@@ -133,9 +136,7 @@ def _write_panoptic(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> N
 
 
 def _write_semantic(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
-    dataset = _class(cfg["type"])(lazy_init=True, test_mode=True, pipeline=[])
-    images = cfg.get("img_suffix", dataset.img_suffix)
-    maps = cfg.get("seg_map_suffix", dataset.seg_map_suffix)
+    images, maps = _suffix(cfg, "img_suffix"), _suffix(cfg, "seg_map_suffix")
     for image in scenes.images:
         stem = Path(image["file_name"]).stem
         _save(scenes.picture(image), root / cfg["data_prefix"]["img_path"] / f"{stem}{images}")
@@ -172,8 +173,27 @@ def _write_voc(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
         )
 
 
+def _write_panoptic_cityscapes(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
+    """Ids are names there, which files are named after."""
+    _write_panoptic(cfg, num_classes, root, scenes)
+    path = root / cfg["ann_file"]
+    content = json.loads(path.read_text())
+    images, maps = (root / cfg["data_prefix"][kind] for kind in ("img", "seg"))
+    for image in content["images"]:
+        name = f"town_000000_{image['id']:06d}"
+        (images / "town").mkdir(exist_ok=True)
+        (images / image["file_name"]).rename(images / "town" / f"{name}_leftImg8bit.png")
+        for item in content["annotations"]:
+            if item["image_id"] == image["id"]:
+                (maps / item["file_name"]).rename(maps / f"{name}_gtFine_panoptic.png")
+                item.update(image_id=name, file_name=f"{name}_gtFine_panoptic.png")
+        image.update(id=name, file_name=f"{name}_gtFine_leftImg8bit.png")
+    path.write_text(json.dumps(content))
+
+
 _WRITERS: dict[str, Callable[[Any, int, Path, Scenes], None]] = {
     "ImageFolder": _write_folders,
+    "CityscapesPanopticDataset": _write_panoptic_cityscapes,
     "CocoPanopticDataset": _write_panoptic,
     "CocoDataset": _write_coco,
     "XMLDataset": _write_voc,

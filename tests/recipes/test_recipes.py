@@ -1,5 +1,6 @@
 """Every recipe builds its true model and trains, on small images of embedded data."""
 
+import gc
 import itertools
 import math
 from pathlib import Path
@@ -68,15 +69,21 @@ def _divided(value: Any, by: int) -> Any:
     return max(value // by // 32, 2) * 32
 
 
+@pytest.fixture(autouse=True)
+def _freed():
+    yield
+    gc.collect()
+
+
 @pytest.mark.recipes
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_recipe_trains_its_true_model(path, scenes, tmp_path):
     task = path.relative_to(CONFIGS).parts[0]
     cfg = load_config(path)
-    for number, dataset in enumerate(dataset_configs(cfg.train_dataloader.dataset)):
-        write(
-            dataset, declared_classes(cfg.model) or 1000, tmp_path / f"data{number}", Scenes(scenes)
-        )
+    num_classes = declared_classes(cfg.model) or 1000
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        for number, dataset in enumerate(dataset_configs(cfg.train_dataloader.dataset)):
+            write(dataset, num_classes, tmp_path / f"data{number}", Scenes(scenes))
     smaller(cfg.train_dataloader, REDUCTION[task])
     smaller(cfg.model.get("data_preprocessor") or {}, REDUCTION[task])
     fewer_regions(cfg.model)

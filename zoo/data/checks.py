@@ -83,8 +83,9 @@ def check_dataset(dataset: Any, model_cfg: Mapping[str, Any]) -> LabelReport | N
         )
     ann_file = str(getattr(dataset, "ann_file", ""))
     if ann_file.endswith(".json"):
-        prefix = (getattr(dataset, "data_prefix", None) or {}).get("img")
-        return check_coco(ann_file, classes, num_classes, prefix)
+        report = check_coco(ann_file, classes, num_classes)
+        _check_files([dataset.get_data_info(index)["img_path"] for index in range(len(dataset))])
+        return report
     return None
 
 
@@ -237,8 +238,14 @@ def check_coco(
             f"{len(classes)}"
         )
     images = {image["id"]: image for image in content["images"]}
-    _check_files(images.values(), image_dir)
-    objects = content["annotations"]
+    if image_dir is not None:
+        _check_files([Path(image_dir, image["file_name"]) for image in images.values()])
+    # Panoptic files list the segments of an image together.
+    objects = [
+        segment | {"image_id": item.get("image_id")}
+        for item in content["annotations"]
+        for segment in item.get("segments_info", [item])
+    ]
     if not objects:
         raise DataError(f"{ann_file} holds no objects: annotate some, or check the split")
     counts = dict.fromkeys(classes, 0)
@@ -282,13 +289,12 @@ def _read_coco(ann_file: str | Path) -> dict[str, Any]:
     return content
 
 
-def _check_files(images: Iterable[dict[str, Any]], image_dir: str | Path | None) -> None:
-    if image_dir is None:
-        return
-    missing = [i["file_name"] for i in images if not Path(image_dir, i["file_name"]).is_file()]
+def _check_files(paths: Sequence[str | Path]) -> None:
+    missing = [path for path in paths if not Path(path).is_file()]
     if missing:
         raise DataError(
-            f"{len(missing)} images are not in {image_dir}, such as {missing[0]}: check data_prefix"
+            f"{len(missing)} of {len(paths)} images are missing, such as {missing[0]}: check "
+            "data_root and data_prefix"
         )
 
 

@@ -125,7 +125,7 @@ def test_file_without_objects_is_named(write):
 
 
 def test_missing_images_are_named(write, tmp_path):
-    with pytest.raises(DataError, match="2 images are not in .*1.png"):
+    with pytest.raises(DataError, match="2 of 2 images are missing, such as .*1.png"):
         check_coco(write(coco()), image_dir=tmp_path)
 
 
@@ -144,6 +144,26 @@ def test_classes_that_never_occur_are_a_warning(write):
     content = coco()
     content["annotations"] = [a for a in content["annotations"] if a["category_id"] != 9]
     assert "1 of 3 classes have no objects: owl" in check_coco(write(content)).warnings
+
+
+def test_segments_of_panoptic_files_are_counted(write):
+    content = coco()
+    expected = check_coco(write(content)).counts
+    content["annotations"] = [
+        {
+            "image_id": image["id"],
+            "segments_info": [
+                {key: value for key, value in item.items() if key != "image_id"}
+                for item in content["annotations"]
+                if item["image_id"] == image["id"]
+            ],
+        }
+        for image in content["images"]
+    ]
+    assert check_coco(write(content)).counts == expected
+    content["annotations"][0]["segments_info"][0]["category_id"] = 77
+    with pytest.raises(DataError, match="category_id 77"):
+        check_coco(write(content))
 
 
 def test_crowds_count_as_ignored(write):
