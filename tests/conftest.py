@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import os
+import re
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,12 +23,19 @@ _run_numbers = itertools.count()
 GOLDENS = Path(__file__).parent / "goldens"
 
 
+# Of interpreted Triton kernels, which take long: repeats show little, as the interpreter has one
+# thread; and registration and lower precision are those of code that other tests run.
+_HEAVY_IF_INTERPRETED = re.compile(
+    r"test_is_deterministic|test_operators_are_registered_rightly"
+    r"|test_is_as_exact_as_the_reference.*(bfloat16|float16)"
+)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Repeats of interpreted Triton kernels take long, and show little: the interpreter has one
-    thread."""
+    """Leaves tests of interpreted kernels that take long to ``make test-heavy``."""
     for item in items:
-        if item.name.startswith("test_is_deterministic") and "triton" in item.name:
+        if "triton" in item.name and _HEAVY_IF_INTERPRETED.match(item.name):
             item.add_marker(pytest.mark.heavy)
 
 

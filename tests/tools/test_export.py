@@ -15,7 +15,7 @@ from visattn.zoo.export import ExportError, export_onnx, export_torch, relative_
 class Tiny(nn.Module):
     """A convolution, and attention over tokens picked by a remainder of the size."""
 
-    pretrained_cfg = {"input_size": (3, 48, 48)}
+    pretrained_cfg = {"input_size": (3, 80, 80)}
 
     def __init__(self, num_classes: int = 4):
         super().__init__()
@@ -33,7 +33,7 @@ class Tiny(nn.Module):
 
 class FixedSize(Tiny):
     def forward(self, x):
-        return self.head(self.stem(x).reshape(-1, 8, 13 * 13).mean(2))
+        return self.head(self.stem(x).reshape(-1, 8, 21 * 21).mean(2))
 
 
 @register_model
@@ -50,14 +50,14 @@ def export_fixed(pretrained=False, **kwargs):
 def traced():
     torch.manual_seed(0)
     model = Tiny().eval()
-    return model, trace(model, (2, 3, 48, 80))
+    return model, trace(model, (2, 3, 80, 112))
 
 
 def test_both_formats_agree_with_eager_at_other_sizes(tmp_path, capsys):
     out = tmp_path / "new" / "tiny"
     assert export.main(["export_tiny", "--format", "both", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("relative difference") == 2 and "3 x 3 x 73 x 51" in printed
+    assert printed.count("relative difference") == 2 and "3 x 3 x 105 x 83" in printed
     assert sorted(path.name for path in out.parent.iterdir()) == ["tiny.onnx", "tiny.pt2"]
     onnx.checker.check_model(str(out.with_suffix(".onnx")))
     session = onnxruntime.InferenceSession(out.with_suffix(".onnx"))
@@ -73,9 +73,9 @@ def test_a_difference_is_noticed_and_the_last_good_file_kept(traced, tmp_path, w
     torch.manual_seed(1)
     other = Tiny().eval()
     with pytest.raises(ExportError, match="differs from the model by .* was not kept"):
-        writer(program, path, other, (3, 3, 61, 53), 1e-4)
+        writer(program, path, other, (3, 3, 91, 77), 1e-4)
     assert path.read_bytes() == b"last good" and list(tmp_path.iterdir()) == [path]
-    assert writer(program, path, model, (3, 3, 61, 53), 1e-4) < 1e-5
+    assert writer(program, path, model, (3, 3, 91, 77), 1e-4) < 1e-5
     assert path.read_bytes() != b"last good"
 
 
@@ -93,7 +93,7 @@ def test_a_model_of_one_size_needs_static(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
     assert export.main(["export_fixed", "--out", str(out), "--static"]) == 0
     module = torch.export.load(out).module()
-    assert module(torch.randn(2, 3, 48, 48)).shape == (2, 4)
+    assert module(torch.randn(2, 3, 80, 80)).shape == (2, 4)
 
 
 def test_checkpoint_is_exported(tmp_path):
@@ -102,7 +102,7 @@ def test_checkpoint_is_exported(tmp_path):
     torch.save(model.state_dict(), weights)
     arguments = ["export_tiny", "--checkpoint", str(weights), "--out", str(out)]
     assert export.main(arguments) == 0
-    x = torch.randn(1, 3, 57, 49)
+    x = torch.randn(1, 3, 97, 65)
     actual = torch.export.load(out).module()(x)
     torch.testing.assert_close(actual, model(x))
 

@@ -17,6 +17,8 @@ from visattn.zoo.config import load_config
 from visattn.zoo.training.runner import build_runner
 
 TRAIN = Path(visattn.__file__).parent / "tools" / "train.py"
+pytestmark = pytest.mark.heavy
+
 TASKS = ["detection", "segmentation"]
 # Three steps of two images in an epoch.
 SCHEDULE = """
@@ -24,7 +26,6 @@ optim_wrapper = dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1e-3))
 train_cfg = dict(type="{loop}", {length}, val_interval=100)
 val_dataloader = val_evaluator = val_cfg = None
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=1, max_keep_ckpts=-1))
-train_dataloader = dict(num_workers=0)
 visualizer = dict(vis_backends=[])
 """
 EPOCHS = SCHEDULE.format(loop="ResumableEpochTrainLoop", length="max_epochs=2")
