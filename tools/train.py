@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from visattn.tools._cli import run
 
@@ -27,7 +28,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="PATH",
         help="continue from the last checkpoint of the work folder, if any, or from PATH",
     )
-    parser.add_argument("--amp", choices=("bf16", "fp16"), help="mixed precision")
+    parser.add_argument(
+        "--amp",
+        choices=("bf16", "fp16", "none"),
+        help="mixed precision; none turns off that of the recipe, as a CPU may want",
+    )
     parser.add_argument("--compile", action="store_true", help="compile the backbone")
     parser.add_argument("--seed", type=int, help="seed of all randomness")
     parser.add_argument("--device", choices=("cpu",), help="stay off the GPU")
@@ -54,12 +59,7 @@ def train(argv: Sequence[str] | None = None) -> None:
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
     cfg.launcher = args.launcher
     if args.amp:
-        wrapper = {
-            "type": "AutocastOptimWrapper",
-            "dtype": {"bf16": "bfloat16"}.get(args.amp, "float16"),
-        }
-        cfg.optim_wrapper.pop("loss_scale", None)
-        cfg.optim_wrapper.update(wrapper)
+        set_precision(cfg.optim_wrapper, args.amp)
     if args.compile:
         cfg.compile = True
     if args.seed is not None:
@@ -68,6 +68,17 @@ def train(argv: Sequence[str] | None = None) -> None:
         cfg.resume = True
         cfg.load_from = None if args.resume == "auto" else args.resume
     build_runner(cfg).train()
+
+
+def set_precision(wrapper: dict[str, Any], amp: str) -> None:
+    """Sets the precision of an optimiser wrapper: ``"bf16"``, ``"fp16"``, or in full ``"none"``."""
+    for key in ("dtype", "loss_scale"):
+        wrapper.pop(key, None)
+    if amp == "none":
+        wrapper["type"] = "OptimWrapper"
+    else:
+        dtype = {"bf16": "bfloat16", "fp16": "float16"}[amp]
+        wrapper.update(type="AutocastOptimWrapper", dtype=dtype)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from _stand_in import Scenes, dataset_configs, write
 from mmengine.registry import DefaultScope
 
 import visattn
+from visattn.tools.train import set_precision
 from visattn.zoo.config import load_config
 from visattn.zoo.data.checks import declared_classes
 from visattn.zoo.training.runner import build_runner
@@ -94,9 +95,7 @@ def test_recipe_trains_its_true_model(path, scenes, tmp_path):
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
     cfg.train_cfg = {"type": "ResumableIterTrainLoop", "max_iters": 2, "val_interval": 10}
     cfg.default_hooks.checkpoint = None
-    cfg.optim_wrapper.type = "OptimWrapper"
-    cfg.optim_wrapper.pop("dtype", None)
-    cfg.optim_wrapper.pop("loss_scale", None)
+    set_precision(cfg.optim_wrapper, "none")
     cfg.optim_wrapper.pop("accumulative_counts", None)
     cfg.visualizer = {"type": "Visualizer", "vis_backends": []}
     cfg.work_dir, cfg.log_level = str(tmp_path / "run"), "ERROR"

@@ -84,6 +84,15 @@ def test_official_layout_is_tested_without_a_run(recipe, tmp_path):
     assert 0 <= test_tool.evaluate(args)["accuracy/top1"] <= 100
 
 
+def test_mixed_precision_of_a_recipe_can_be_turned_off():
+    wrapper = {"type": "AutocastOptimWrapper", "dtype": "float16", "loss_scale": {}, "optimizer": 1}
+    train_tool.set_precision(wrapper, "none")
+    assert wrapper == {"type": "OptimWrapper", "optimizer": 1}
+    train_tool.set_precision(wrapper, "bf16")
+    expected = {"type": "AutocastOptimWrapper", "dtype": "bfloat16", "optimizer": 1}
+    assert wrapper == expected
+
+
 def test_switches_reach_the_configuration(recipe, tmp_path, monkeypatch):
     from visattn.zoo.training import runner
 
