@@ -31,7 +31,7 @@ test-heavy: $(VENV)/.natten
 	$(BIN)/pytest -n 2 --dist worksteal -m heavy
 
 test-recipes: $(VENV)/.natten
-	$(BIN)/pytest -n 2 --dist load -m recipes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist load -m recipes
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
