@@ -73,7 +73,7 @@ DROP_PATH = {
     "upernet_dinat-mini": 0.2,
     "upernet_dinat-tiny": 0.3,
     "upernet_dinat-large": 0.3,
-    "upernet_dinat-s": 0.3,
+    "upernet_dinat-s-": 0.3,
     "upernet_dinat": 0.5,
     "mask2former_dinat-large": 0.3,
 }
@@ -82,7 +82,7 @@ _LARGE = (1, 2, 1, 3, 1, 4, 1, 5, 1, 2, 1, 3, 1, 4, 1, 5, 1, 5)
 DILATIONS = {
     "upernet_dinat": ((1, 16, 1), (1, 4, 1, 8), _CYCLE, (1, 2, 1, 2, 1)),
     "upernet_dinat-large": ((1, 20, 1), (1, 5, 1, 10), _LARGE, (1, 2, 1, 2, 1)),
-    "upernet_dinat-s": ((1, 16), (1, 8), _CYCLE, (1, 2)),
+    "upernet_dinat-s-": ((1, 16), (1, 8), _CYCLE, (1, 2)),
     "upernet_dinat-s-large": ((1, 20), (1, 10), _LARGE, (1, 2)),
     "mask2former_dinat-large": (
         (1, 14, 1), (1, 4, 1, 7), (*(1, 2, 1, 3) * 4, 1, 3), (1, 1, 1, 1, 1)
