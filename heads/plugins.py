@@ -12,7 +12,6 @@ network gives it::
     ]
 """
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -83,17 +82,18 @@ class AttentionPlugin(nn.Module):
     Args:
         in_channels: Channels.
         num_heads: Heads; by default of 32 channels each.
-        **kwargs: Of the attention.
+        **kwargs: Of the attention; those it does not get are ``defaults``.
     """
 
     _abbr_ = "attention"
-    attention: ClassVar[Callable[..., nn.Module]]
+    attention: ClassVar[type[nn.Module]]
+    defaults: ClassVar[dict[str, Any]]
 
     def __init__(self, in_channels: int, num_heads: int | None = None, **kwargs: Any):
         super().__init__()
         self.norm = LayerNorm2d(in_channels)
         num_heads = max(in_channels // 32, 1) if num_heads is None else num_heads
-        self.attn = type(self).attention(in_channels, num_heads, **kwargs)
+        self.attn = self.attention(in_channels, num_heads, **{**self.defaults, **kwargs})
         self.scale = nn.Parameter(torch.zeros(in_channels, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -109,11 +109,8 @@ class NeighborhoodAttentionPlugin(AttentionPlugin):
     """
 
     _abbr_ = "neighborhood_attention"
-
-    @staticmethod
-    def attention(dim: int, num_heads: int, pad_mode: str = "clip", **kwargs: Any) -> nn.Module:
-        """The attention."""
-        return NeighborhoodAttention(dim, num_heads, pad_mode=pad_mode, **kwargs)
+    attention = NeighborhoodAttention
+    defaults: ClassVar = {"pad_mode": "clip"}
 
 
 @MODELS.register_module()
@@ -124,11 +121,8 @@ class BiLevelRoutingAttentionPlugin(AttentionPlugin):
     """
 
     _abbr_ = "routing_attention"
-
-    @staticmethod
-    def attention(dim: int, num_heads: int, pad_mode: str = "mask", **kwargs: Any) -> nn.Module:
-        """The attention."""
-        return BiLevelRoutingAttention(dim, num_heads, pad_mode=pad_mode, **kwargs)
+    attention = BiLevelRoutingAttention
+    defaults: ClassVar = {"pad_mode": "mask"}
 
 
 @MODELS.register_module()
@@ -136,8 +130,5 @@ class AgentAttentionPlugin(AttentionPlugin):
     """Agent attention; ``num_agents`` is as there, and biases are for a map of ``map_size``."""
 
     _abbr_ = "agent_attention"
-
-    @staticmethod
-    def attention(dim: int, num_heads: int, map_size: int = 14, **kwargs: Any) -> nn.Module:
-        """The attention."""
-        return AgentAttention(dim, num_heads, map_size, **kwargs)
+    attention = AgentAttention
+    defaults: ClassVar = {"map_size": 14}

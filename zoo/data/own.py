@@ -32,7 +32,7 @@ def apply_own_data(
         ConfigError: If ``classes`` are not names, or the model tells things and stuff apart.
     """
     if data_root is not None:
-        old = os.path.commonpath(list(_roots(cfg)))
+        old = _common_root(cfg)
         for key in (*_LOADERS, *_EVALUATORS):
             if cfg.get(key) is not None:
                 cfg[key] = _moved(cfg[key], old, str(data_root))
@@ -103,8 +103,17 @@ def _nodes(node: Any, key: str) -> Iterator[Any]:
             yield from _nodes(item, key)
 
 
-def _roots(cfg: Config) -> Iterator[str]:
+def _common_root(cfg: Config) -> str:
+    """The folder that all data sets are in."""
+    roots = []
     for section in _LOADERS:
         for node in _nodes(cfg.get(section), "data_root"):
-            roots = node["data_root"]
-            yield from [roots] if isinstance(roots, str) else roots
+            root = node["data_root"]
+            roots += [root] if isinstance(root, str) else root
+    try:
+        return os.path.commonpath(roots)
+    except ValueError as error:
+        raise ConfigError(
+            f"own_data.data_root replaces the folder that all data sets are in, and {roots} are in "
+            "none: give each data set its data_root"
+        ) from error

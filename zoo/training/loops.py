@@ -164,22 +164,11 @@ class ResumableEpochTrainLoop(EpochBasedTrainLoop):
     Args:
         runner: Runner.
         dataloader: Loader or its configuration.
-        max_epochs: Epochs to train for.
-        val_begin: First epoch after which to validate.
-        val_interval: Epochs between validations.
-        dynamic_intervals: Pairs of (epoch, ``val_interval`` from then on).
+        **kwargs: Of mmengine's loop, such as ``max_epochs``.
     """
 
-    def __init__(
-        self,
-        runner: Any,
-        dataloader: DataLoader | dict[str, Any],
-        max_epochs: int,
-        val_begin: int = 1,
-        val_interval: int = 1,
-        dynamic_intervals: list[tuple[int, int]] | None = None,
-    ):
-        super().__init__(runner, dataloader, max_epochs, val_begin, val_interval, dynamic_intervals)
+    def __init__(self, runner: Any, dataloader: DataLoader | dict[str, Any], **kwargs: Any):
+        super().__init__(runner, dataloader, **kwargs)
         self.dataloader = make_resumable(self.dataloader)
 
     def run(self) -> torch.nn.Module:
@@ -252,22 +241,12 @@ class ResumableIterTrainLoop(IterBasedTrainLoop):
     Args:
         runner: Runner.
         dataloader: Loader or its configuration.
-        max_iters: Iterations to train for.
-        val_begin: First iteration after which to validate.
-        val_interval: Iterations between validations.
-        dynamic_intervals: Pairs of (iteration, ``val_interval`` from then on).
+        **kwargs: Of mmengine's loop, such as ``max_iters``; ``fast_forward_on_resume`` is not
+            needed: nothing is read that was trained on.
     """
 
-    def __init__(
-        self,
-        runner: Any,
-        dataloader: DataLoader | dict[str, Any],
-        max_iters: int,
-        val_begin: int = 1,
-        val_interval: int = 1000,
-        dynamic_intervals: list[tuple[int, int]] | None = None,
-    ):
-        super().__init__(runner, dataloader, max_iters, val_begin, val_interval, dynamic_intervals)
+    def __init__(self, runner: Any, dataloader: DataLoader | dict[str, Any], **kwargs: Any):
+        super().__init__(runner, dataloader, **kwargs)
         self.dataloader_iterator = ResumableBatches(self.dataloader, runner.seed)
         self.dataloader = self.dataloader_iterator.loader
 

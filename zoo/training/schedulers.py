@@ -23,12 +23,8 @@ class WarmupCosineLR(_ParamScheduler):
         warmup: Length of the warm-up in the same unit.
         warmup_lr: Rate at step 0 of the warm-up.
         min_lr: Rate at the end of the cosine and after it.
-        begin: First step.
-        end: Step after which the rate stays.
-        last_step: Last step done.
-        by_epoch: Whether the unit is the epoch. ``convert_to_iter_based=True`` in the
-            configuration gives lengths in epochs and changes the rate at every iteration.
-        verbose: Whether to print each change.
+        **kwargs: Of all schedulers of mmengine. ``convert_to_iter_based=True`` in the configuration
+            gives lengths in epochs and changes the rate at every iteration.
     """
 
     def __init__(
@@ -38,17 +34,13 @@ class WarmupCosineLR(_ParamScheduler):
         warmup: int = 0,
         warmup_lr: float = 0.0,
         min_lr: float = 0.0,
-        begin: int = 0,
-        end: int = INF,
-        last_step: int = -1,
-        by_epoch: bool = True,
-        verbose: bool = False,
+        **kwargs: Any,
     ):
         self.T_max = T_max
         self.warmup = warmup
         self.warmup_lr = warmup_lr
         self.min_lr = min_lr
-        super().__init__(optimizer, "lr", begin, end, last_step, by_epoch, verbose)
+        super().__init__(optimizer, "lr", **kwargs)
 
     @classmethod
     def build_iter_from_epoch(
@@ -97,11 +89,7 @@ class YOLOXWarmCosineLR(_ParamScheduler):
         warmup_ratio: Rate at step 0, as a part of the base rate.
         constant: Length of the last part, at the lowest rate.
         min_ratio: Lowest rate, as a part of the base rate.
-        begin: First step.
-        end: Step after which the rate stays.
-        last_step: Last step done.
-        by_epoch: Whether the unit is the epoch.
-        verbose: Whether to print each change.
+        **kwargs: Of all schedulers of mmengine.
     """
 
     def __init__(
@@ -112,18 +100,14 @@ class YOLOXWarmCosineLR(_ParamScheduler):
         warmup_ratio: float = 0.1,
         constant: float = 15,
         min_ratio: float = 0.01,
-        begin: int = 0,
-        end: int = INF,
-        last_step: int = -1,
-        by_epoch: bool = True,
-        verbose: bool = False,
+        **kwargs: Any,
     ):
         self.T_max = T_max
         self.warmup = warmup
         self.warmup_ratio = warmup_ratio
         self.constant = constant
         self.min_ratio = min_ratio
-        super().__init__(optimizer, "lr", begin, end, last_step, by_epoch, verbose)
+        super().__init__(optimizer, "lr", **kwargs)
 
     def ratio(self, step: int) -> float:
         """Rate at a step, as a part of the base rate."""

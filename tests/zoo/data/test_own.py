@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 import visattn
 from visattn.zoo.config import load_config
+from visattn.zoo.data.own import apply_own_data
 from visattn.zoo.errors import ConfigError
 
 CONFIGS = Path(visattn.__file__).parent / "configs"
@@ -80,3 +82,9 @@ def test_classifier_has_the_classes(own):
 def test_mistakes_are_named(own, task, own_data, message):
     with pytest.raises(ConfigError, match=message):
         own(task, **own_data)
+
+
+def test_data_sets_without_a_common_folder_are_named():
+    loader = {"dataset": {"datasets": [{"data_root": "/a"}, {"data_root": "b"}]}}
+    with pytest.raises(ConfigError, match="give each data set its data_root"):
+        apply_own_data(Config({"train_dataloader": loader}), data_root="mine")

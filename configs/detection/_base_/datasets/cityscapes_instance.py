@@ -1,10 +1,8 @@
 # Annotations as mmdet's converter writes them.
+_base_ = "iteration_loaders.py"
+
 data_root = "data/cityscapes/"
 train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="CityscapesDataset",
         data_root=data_root,
@@ -35,10 +33,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="CityscapesDataset",
         data_root=data_root,

@@ -1,11 +1,9 @@
 # Annotations as csCreatePanopticImgs writes them. Their files are not named after the images: the
 # metric takes what is true from the data set, which it does where it is told to keep its files.
+_base_ = "iteration_loaders.py"
+
 data_root = "data/cityscapes/"
 train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="CityscapesPanopticDataset",
         data_root=data_root,
@@ -35,10 +33,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="CityscapesPanopticDataset",
         data_root=data_root,

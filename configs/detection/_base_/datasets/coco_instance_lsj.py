@@ -1,10 +1,8 @@
 # Large-scale jittering to 1024 pixels a side.
+_base_ = "iteration_loaders.py"
+
 data_root = "data/coco/"
 train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="CocoDataset",
         data_root=data_root,
@@ -29,10 +27,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="CocoDataset",
         data_root=data_root,

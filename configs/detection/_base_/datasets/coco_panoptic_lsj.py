@@ -1,10 +1,8 @@
 # Large-scale jittering to 1024 pixels a side.
+_base_ = "iteration_loaders.py"
+
 data_root = "data/coco/"
 train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type="CocoPanopticDataset",
         data_root=data_root,
@@ -28,10 +26,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type="CocoPanopticDataset",
         data_root=data_root,

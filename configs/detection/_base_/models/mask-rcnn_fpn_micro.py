@@ -1,110 +1,37 @@
 # Mask R-CNN with narrow heads, for images of about 160 pixels and training from scratch.
+_base_ = "mask-rcnn_fpn.py"
+
 model = dict(
-    type="MaskRCNN",
-    data_preprocessor=dict(
-        type="DetDataPreprocessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_mask=True,
-        pad_size_divisor=32,
-    ),
-    backbone=dict(type="TimmBackbone", model_name="", out_indices=(0, 1, 2, 3)),
-    neck=dict(
-        type="FPN",
-        in_channels="auto",
-        out_channels=64,
-        num_outs=4,
-        norm_cfg=dict(type="BN"),
-    ),
+    neck=dict(out_channels=64, num_outs=4, norm_cfg=dict(type="BN")),
     rpn_head=dict(
-        type="RPNHead",
-        in_channels="auto",
         feat_channels=64,
-        anchor_generator=dict(
-            type="AnchorGenerator",
-            scales=[6],
-            ratios=[0.75, 1.5],
-            strides=[4, 8, 16, 32],
-        ),
-        bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_stds=[1.0, 1.0, 1.0, 1.0]),
-        loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=True),
-        loss_bbox=dict(type="L1Loss"),
+        anchor_generator=dict(scales=[6], ratios=[0.75, 1.5]),
     ),
     roi_head=dict(
-        type="StandardRoIHead",
         bbox_roi_extractor=dict(
-            type="SingleRoIExtractor",
-            roi_layer=dict(type="RoIAlign", output_size=7, sampling_ratio=2),
+            roi_layer=dict(sampling_ratio=2),
             out_channels=64,
             featmap_strides=[4, 8, 16],
             finest_scale=20,
         ),
-        bbox_head=dict(
-            type="Shared2FCBBoxHead",
-            in_channels="auto",
-            fc_out_channels=256,
-            roi_feat_size=7,
-            num_classes=10,
-            bbox_coder=dict(type="DeltaXYWHBBoxCoder", target_stds=[0.1, 0.1, 0.2, 0.2]),
-            loss_cls=dict(type="CrossEntropyLoss"),
-            loss_bbox=dict(type="L1Loss"),
-        ),
+        bbox_head=dict(fc_out_channels=256, num_classes=10),
         mask_roi_extractor=dict(
-            type="SingleRoIExtractor",
-            roi_layer=dict(type="RoIAlign", output_size=14, sampling_ratio=2),
+            roi_layer=dict(sampling_ratio=2),
             out_channels=64,
             featmap_strides=[4, 8, 16],
             finest_scale=20,
         ),
         mask_head=dict(
-            type="FCNMaskHead",
             num_convs=2,
-            in_channels="auto",
             conv_out_channels=64,
             num_classes=10,
             class_agnostic=True,
-            loss_mask=dict(type="CrossEntropyLoss", use_mask=True),
         ),
     ),
     train_cfg=dict(
-        rpn=dict(
-            assigner=dict(
-                type="MaxIoUAssigner",
-                pos_iou_thr=0.6,
-                neg_iou_thr=0.3,
-                min_pos_iou=0.3,
-                match_low_quality=True,
-            ),
-            sampler=dict(
-                type="RandomSampler", num=128, pos_fraction=0.5, add_gt_as_proposals=False
-            ),
-            allowed_border=-1,
-            pos_weight=-1,
-            debug=False,
-        ),
-        rpn_proposal=dict(nms_pre=300, max_per_img=100, nms=dict(type="nms", iou_threshold=0.7)),
-        rcnn=dict(
-            assigner=dict(
-                type="MaxIoUAssigner",
-                pos_iou_thr=0.5,
-                neg_iou_thr=0.5,
-                min_pos_iou=0.5,
-                match_low_quality=True,
-            ),
-            sampler=dict(type="RandomSampler", num=48, pos_fraction=0.33, add_gt_as_proposals=True),
-            mask_size=28,
-            pos_weight=-1,
-            debug=False,
-        ),
+        rpn=dict(assigner=dict(pos_iou_thr=0.6), sampler=dict(num=128)),
+        rpn_proposal=dict(nms_pre=300, max_per_img=100),
+        rcnn=dict(sampler=dict(num=48, pos_fraction=0.33)),
     ),
-    test_cfg=dict(
-        rpn=dict(nms_pre=200, max_per_img=50, nms=dict(type="nms", iou_threshold=0.7)),
-        rcnn=dict(
-            score_thr=0.05,
-            nms=dict(type="nms", iou_threshold=0.5),
-            max_per_img=30,
-            mask_thr_binary=0.5,
-        ),
-    ),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=50), rcnn=dict(max_per_img=30)),
 )

@@ -26,11 +26,9 @@ tta_pipeline = [
         transforms=[
             [
                 dict(type="Resize", scale=(int(2560 * r), int(640 * r)), keep_ratio=True)
-                for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+                for r in _base_.tta_ratios
             ],
-            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
-            [dict(type="LoadAnnotations")],
-            [dict(type="PackSegInputs")],
+            *_base_.tta_views,
         ],
     ),
 ]

@@ -1,3 +1,5 @@
+_base_ = "semantic.py"
+
 dataset_type = "CityscapesDataset"
 data_root = "data/cityscapes/"
 train_pipeline = [
@@ -17,10 +19,6 @@ test_pipeline = [
     dict(type="PackSegInputs"),
 ]
 train_dataloader = dict(
-    batch_size=2,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -29,10 +27,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -42,10 +36,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
-test_evaluator = val_evaluator
 
-tta_model = dict(type="SegTTAModel")
 tta_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(
@@ -53,11 +44,9 @@ tta_pipeline = [
         transforms=[
             [
                 dict(type="Resize", scale=(int(2048 * r), int(1024 * r)), keep_ratio=True)
-                for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+                for r in _base_.tta_ratios
             ],
-            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
-            [dict(type="LoadAnnotations")],
-            [dict(type="PackSegInputs")],
+            *_base_.tta_views,
         ],
     ),
 ]
