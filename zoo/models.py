@@ -78,13 +78,13 @@ def build_configured(cfg: Config) -> nn.Module:
         The model in eval mode; its batch norms are not synchronised between processes.
     """
     from mmengine.model import revert_sync_batchnorm
-    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.registry import MODELS, DefaultScope
 
     from .openmm.auto import resolve_auto
 
-    init_default_scope(cfg.get("default_scope", "visattn"))
     cfg = resolve_auto(deepcopy(cfg))
-    return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "visattn")):
+        return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
 
 
 def wrong_size(name: str, img_size: Size, error: Exception) -> str:

@@ -11,7 +11,7 @@ import PIL.Image
 import timm.data
 import torch
 from mmengine.dataset import Compose, pseudo_collate
-from mmengine.registry import DATASETS, TRANSFORMS
+from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from torch import nn
 
 from ..checkpoint import CheckpointError, StateDict, load_checkpoint, read_state_dict
@@ -61,13 +61,15 @@ def load_predictor(
         raise ConfigError(f"{config_or_name} has no test_dataloader, whose pipeline would be used")
     if checkpoint is None:
         raise CheckpointError(f"{config_or_name} needs a checkpoint: random weights know nothing")
+    scope = cfg.get("default_scope", "visattn")
     model = build_configured(cfg)
     _load_weights(model, checkpoint)
     model.to(device)
-    meta = _dataset_meta(cfg, checkpoint)
-    if cfg.get("default_scope") in ("mmdet", "mmseg"):
-        return DensePredictor(model, cfg, meta, score_threshold)
-    return _configured_classifier(model, cfg, meta, topk)
+    with DefaultScope.overwrite_default_scope(scope):
+        meta = _dataset_meta(cfg, checkpoint)
+        if scope in ("mmdet", "mmseg"):
+            return DensePredictor(model, cfg, meta, score_threshold)
+        return _configured_classifier(model, cfg, meta, topk)
 
 
 def _named(
@@ -213,8 +215,7 @@ def _from_arrays(pipeline: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _dataset_meta(cfg: Any, checkpoint: str | Path) -> dict[str, Any]:
     """Names of classes, and a palette, of the checkpoint or else of the test set."""
     dataset = test_dataset(cfg)
-    scope = cfg.get("default_scope", "visattn")
-    with DATASETS.switch_scope_and_registry(scope) as registry:
+    with DATASETS.switch_scope_and_registry(None) as registry:
         read = getattr(registry.get(dataset["type"]), "_load_metainfo", None)
     known = dict(read(deepcopy(dataset.get("metainfo")))) if read else {}
     return {**known, **read_dataset_meta(checkpoint)}

@@ -111,7 +111,9 @@ class ImageClassifier(BaseModel):
             self.backbone.set_grad_checkpointing(True)
         self.mixup = Mixup(num_classes=model.num_classes, **mixup) if mixup else None
         default_loss = "SoftTargetCrossEntropy" if mixup else "CrossEntropyLoss"
-        self.loss = MODELS.build(loss or {"type": default_loss})
+        # mmseg and mmdet have losses of the same names, which their scopes would find first.
+        with MODELS.switch_scope_and_registry("mmengine") as registry:
+            self.loss = registry.build(loss or {"type": default_loss})
         if mixup and isinstance(self.loss, timm.loss.LabelSmoothingCrossEntropy):
             raise ConfigError(
                 "LabelSmoothingCrossEntropy takes class indices, but mixup makes soft targets: use "

@@ -6,9 +6,11 @@ import pytest
 import timm
 import torch
 from mmengine.hooks import Hook
+from mmengine.registry import DefaultScope
 from timm.scheduler import CosineLRScheduler
 
 from visattn.zoo.errors import ConfigError
+from visattn.zoo.registry import register_all
 from visattn.zoo.training.classifier import ImageClassifier, ImagePreprocessor
 from visattn.zoo.training.metrics import Accuracy
 from visattn.zoo.training.optim import parameter_groups
@@ -136,3 +138,11 @@ def test_loss_of_one_output_names_the_remedy(branches):
     model = ImageClassifier(branches).train()
     with pytest.raises(ConfigError, match="type='DualCrossAttentionLoss'"):
         model(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]), mode="loss")
+
+
+@pytest.mark.parametrize("scope", ["visattn", "mmdet", "mmseg"])
+def test_loss_is_of_classification_in_any_scope(scope):
+    register_all(scope)
+    with DefaultScope.overwrite_default_scope(scope):
+        model = ImageClassifier({"model_name": "resnet18", "num_classes": 3})
+    assert type(model.loss) is torch.nn.CrossEntropyLoss
