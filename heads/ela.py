@@ -27,8 +27,7 @@ class ELAPAFPN(YOLOXPAFPN):
     Args:
         in_channels: Channels of the levels, each twice those of the one before.
         out_channels: Channels of the outputs.
-        preset: Variant of ELA; the released network has ``"l"``, the released weights ``"t"`` with
-            16 groups of norm.
+        preset: Variant of ELA; the released code has ``"l"``, the released weights are of ``"t"``.
         attention: Further settings of ``EfficientLocalAttention``.
         **kwargs: Of mmdet's ``YOLOXPAFPN``.
 

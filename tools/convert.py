@@ -106,8 +106,8 @@ def _load_dense(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any], Lo
     model = build_configured(load_config(args.model))
     if not is_dense(model):
         raise UserError(
-            f"{args.model} is of a {type(model).__name__}, neither detector nor segmentor on a "
-            "TimmBackbone: give the name of the model as --model"
+            f"{args.model} is of a {type(model).__name__}, neither detector nor segmentor: "
+            "give the name of the model as --model"
         )
     report = load_dense_checkpoint(model, args.src, strict=False)
     return model, {"dataset_meta": read_dataset_meta(args.src)}, report

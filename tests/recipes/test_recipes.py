@@ -113,6 +113,34 @@ def test_recipe_trains_its_true_model(path, scenes, tmp_path):
     assert len(losses) == runner.iter == 2 and all(map(math.isfinite, losses))
     moved = sum(not torch.equal(p, before[name]) for name, p in trained(runner).items())
     assert moved > 0.5 * len(before)
+    if cfg.default_scope == "mmdet":
+        takes_what_mmdet_tests_with(runner.bare_model, num_classes)
+
+
+def takes_what_mmdet_tests_with(model: torch.nn.Module, num_classes: int) -> None:
+    """Has a detector give losses and predictions of mmdet's own test inputs."""
+    from mmdet.testing import demo_mm_inputs
+
+    inputs = demo_mm_inputs(
+        image_shapes=[(3, 128, 127), (3, 91, 92)],
+        num_items=[3, 1],
+        # Semantic maps have classes of their own; those of boxes are of the first.
+        num_classes=min(num_classes, 8),
+        with_mask=True,
+        with_semantic=hasattr(model, "panoptic_head") and model.panoptic_head.num_stuff_classes > 0,
+    )
+    with torch.no_grad():
+        losses = model.train()(**model.data_preprocessor(inputs, training=True), mode="loss")
+        results = model.eval()(**model.data_preprocessor(inputs), mode="predict")
+    for name, loss in losses.items():
+        assert all(part.isfinite() for part in (loss if isinstance(loss, list) else [loss])), name
+    assert len(results) == 2
+    for result in results:
+        found = result.pred_instances
+        assert len(found.bboxes) == len(found.scores) == len(found.labels)
+        assert (found.labels >= 0).all() and (found.labels < num_classes).all()
+        if "masks" in found:
+            assert found.masks.shape[1:] == tuple(result.ori_shape)
 
 
 def trained(runner: Any) -> dict[str, torch.Tensor]:

@@ -44,8 +44,8 @@ class DenseSubject(Subject):
         model = build_configured(cfg)
         if not is_dense(model):
             raise UserError(
-                f"{name} is of a {type(model).__name__}, neither detector nor segmentor on a "
-                "TimmBackbone: give the name of the model"
+                f"{name} is of a {type(model).__name__}, neither detector nor segmentor: "
+                "give the name of the model"
             )
         self.img_size = self.settings.img_size or SIZES[cfg.default_scope]
         return _Network(model, cfg.default_scope, self.img_size, self.settings)

@@ -1,8 +1,9 @@
 """Data sets made from what pip packages ship, in the formats of the real ones.
 
 Digits are the 1,797 handwritten scans of scikit-learn. Scenes compose those scans, as glyphs with
-boxes, masks and captions, over the photographs of scikit-image and scikit-learn. Training and
-held-out data share neither scans nor photographs.
+boxes, masks and captions, over the photographs of scikit-image and scikit-learn; glyphs are one
+scan each over a small part of a photograph. Training and held-out data share neither scans nor
+photographs.
 """
 
 import argparse
@@ -63,10 +64,12 @@ COLOURS = {
 }
 SCENES = {"train": 600, "val": 120}
 SIZE = 160
+GLYPH_SIZE = 64
+GLYPHS_PER_SCAN = 2
 HELD_OUT = 0.2
 
 _MARKER = "embedded.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class _Glyph(NamedTuple):
@@ -88,6 +91,7 @@ def make_embedded(out: str | Path = "data/embedded", seed: int = 0) -> Path:
     The layout; ``val`` holds a fifth of each digit's scans::
 
         out/digits/{train,val}/<0..9>/*.png              ImageFolder, 8 x 8 pixels
+        out/glyphs/{train,val}/<0..9>/*.png              ImageFolder, 64 x 64 pixels
         out/scenes/{train2017,val2017}/*.png             160 x 160 pixels
         out/scenes/annotations/instances_*2017.json      COCO: boxes, masks
         out/scenes/annotations/captions_*2017.json       COCO: two captions an image
@@ -121,9 +125,12 @@ def make_embedded(out: str | Path = "data/embedded", seed: int = 0) -> Path:
         made.chmod(0o755)
         scans = _split_scans(seed)
         for index, split in enumerate(SCENES):
+            photographs = _read_photographs(split)
             _write_digits(made / "digits" / split, scans[split])
             rng = np.random.default_rng([seed, index])
-            _write_scenes(made / "scenes", split, scans[split], rng)
+            _write_scenes(made / "scenes", split, scans[split], photographs, rng)
+            rng = np.random.default_rng([seed, index, GLYPH_SIZE])
+            _write_glyphs(made / "glyphs" / split, scans[split], photographs, rng)
         (made / _MARKER).write_text(json.dumps({"format": _FORMAT, "seed": seed}) + "\n")
         if (out / _MARKER).is_file():
             shutil.rmtree(out)
@@ -177,22 +184,40 @@ def _write_digits(folder: Path, scans: tuple[np.ndarray, np.ndarray]) -> None:
         Image.fromarray(pixels).save(folder / str(digit) / f"{index:04d}.png")
 
 
+def _write_glyphs(
+    folder: Path,
+    scans: tuple[np.ndarray, np.ndarray],
+    photographs: list[tuple[Image.Image, str]],
+    rng: np.random.Generator,
+) -> None:
+    for digit in range(10):
+        (folder / str(digit)).mkdir(parents=True)
+    for index, (scan, digit) in enumerate(zip(*scans, strict=True)):
+        for copy in range(GLYPHS_PER_SCAN):
+            photograph, _ = photographs[rng.integers(len(photographs))]
+            canvas = _crop(photograph, GLYPH_SIZE, rng)
+            alpha = _render(scan, int(rng.integers(20, 45)), rng.uniform(-15, 15))
+            _paint(canvas, _put(canvas, alpha, int(digit), rng), rng)
+            name = f"{index:04d}_{copy}.png"
+            Image.fromarray(np.round(canvas).astype(np.uint8)).save(folder / str(digit) / name)
+
+
 def _write_scenes(
     folder: Path,
     split: str,
     scans: tuple[np.ndarray, np.ndarray],
+    photographs: list[tuple[Image.Image, str]],
     rng: np.random.Generator,
 ) -> None:
     name = f"{split}2017"
     for part in (name, f"stuffthingmaps/{name}", "annotations"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    photographs = _read_photographs(split)
     images: list[dict[str, Any]] = []
     instances: list[dict[str, Any]] = []
     captions: list[dict[str, Any]] = []
     for image_id in range(1, SCENES[split] + 1):
         photograph, subject = photographs[rng.integers(len(photographs))]
-        canvas = _crop(photograph, rng)
+        canvas = _crop(photograph, SIZE, rng)
         glyphs = _place(canvas, scans, rng)
         for glyph in glyphs:
             _paint(canvas, glyph, rng)
@@ -254,12 +279,12 @@ def _read_photographs(split: str) -> list[tuple[Image.Image, str]]:
     return photographs
 
 
-def _crop(photograph: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """A random square of a photograph, maybe mirrored, (160, 160, 3) in [0, 255]."""
+def _crop(photograph: Image.Image, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random square of a photograph, maybe mirrored, (size, size, 3) in [0, 255]."""
     side = int(rng.integers(SIZE, 2 * SIZE + 1))
     left, top = (int(rng.integers(0, length - side + 1)) for length in photograph.size)
     box = (left, top, left + side, top + side)
-    canvas = np.asarray(photograph.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box), np.float64)
+    canvas = np.asarray(photograph.resize((size, size), Image.Resampling.BICUBIC, box), np.float64)
     return (canvas[:, ::-1] if rng.random() < 0.5 else canvas).copy()
 
 
@@ -276,17 +301,29 @@ def _place(
     for _ in range(40):
         index = rng.integers(len(images))
         alpha = _render(images[index], int(rng.integers(28, 61)), rng.uniform(-15, 15))
-        height, width = alpha.shape
-        top, left = (int(rng.integers(2, SIZE - side - 1)) for side in (height, width))
-        window = np.s_[top : top + height, left : left + width]
-        if taken[window].mean() > 0.08:
+        glyph = _put(canvas, alpha, int(digits[index]), rng, taken)
+        if glyph is None:
             continue
-        taken[window] = True
-        colour = _contrasting_colour(canvas[window][alpha > 0.5], rng)
-        glyphs.append(_Glyph(int(digits[index]), colour, top, left, alpha))
+        taken[glyph.window] = True
+        glyphs.append(glyph)
         if len(glyphs) == count:
             break
     return glyphs
+
+
+def _put(
+    canvas: np.ndarray,
+    alpha: np.ndarray,
+    digit: int,
+    rng: np.random.Generator,
+    taken: np.ndarray | None = None,
+) -> _Glyph | None:
+    """A glyph at a random place in a contrasting colour; None where too much is taken there."""
+    place = (int(rng.integers(2, len(canvas) - side - 1)) for side in alpha.shape)
+    glyph = _Glyph(digit, "", *place, alpha)
+    if taken is not None and taken[glyph.window].mean() > 0.08:
+        return None
+    return glyph._replace(colour=_contrasting_colour(canvas[glyph.window][alpha > 0.5], rng))
 
 
 def _render(scan: np.ndarray, height: int, angle: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Those are of mmdet 2 and mmseg 0: keys of the backbone, behind ``backbone.``, are the authors' own;
 keys of necks and heads are OpenMMLab's, and most of them have not changed since. Mask2Former with
-DiNAT is of detectron2.
+DiNAT is of detectron2, YOLOX with ELA of Megvii's YOLOX.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,7 @@ from torch import nn
 from ...backbones._builder import rename
 from ..checkpoint import LoadReport, StateDict, load_checkpoint, read_checkpoint
 from ..training.checkpointing import MMENGINE_TYPES
-from . import mask2former
-from .backbone import TimmBackbone
+from . import mask2former, yolox
 
 # What mmdet 3 renamed when it wrote the layers of transformers anew; in mmseg the head has the same
 # layers under ``decode_head``.
@@ -29,13 +28,18 @@ _RENAMED = (
 )
 
 
+_HEADS = ("bbox_head", "rpn_head", "roi_head", "panoptic_head", "decode_head")
+
+
 def is_dense(model: nn.Module) -> bool:
-    """Whether a model is a detector or segmentor: a backbone of the zoo with something on it."""
-    return isinstance(getattr(model, "backbone", None), TimmBackbone)
+    """Whether a model is a detector or segmentor: a backbone with heads of mmdet or mmseg on it."""
+    return hasattr(model, "backbone") and any(hasattr(model, name) for name in _HEADS)
 
 
 def has_heads(model: nn.Module, state_dict: StateDict) -> bool:
     """Whether a state dict has more of a detector or segmentor than its backbone."""
+    if yolox.is_of_megvii(state_dict):
+        return True
     others = {name for name, _ in model.named_children()} - {"backbone", "data_preprocessor"}
     others.add(mask2former.PREFIX.rstrip("."))
     return any(key.removeprefix("module.").partition(".")[0] in others for key in state_dict)
@@ -45,18 +49,21 @@ def convert_state_dict(model: nn.Module, state_dict: StateDict) -> StateDict:
     """Maps the state dict of an authors' detector or segmentor to ours; returns ours unchanged.
 
     Args:
-        model: Detector or segmentor with a ``TimmBackbone``.
+        model: Detector or segmentor.
         state_dict: Of the whole model, with or without the prefix ``module.``.
 
     Returns:
         State dict with our names. What the model lacks keeps a name, for a report to show.
     """
+    state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
+    if yolox.is_of_megvii(state_dict):
+        return yolox.convert(state_dict)
     backbone, rest = {}, {}
     for key, value in state_dict.items():
-        key = key.removeprefix("module.")
         bare = key.removeprefix("backbone.")
         (rest if bare == key else backbone)[bare] = value
-    backbone = model.backbone.convert_state_dict(model.backbone, backbone)
+    if hasattr(model.backbone, "convert_state_dict"):
+        backbone = model.backbone.convert_state_dict(model.backbone, backbone)
     if mask2former.is_of_detectron(rest):
         rest = _convert_mask2former(model, rest)
     return {
@@ -91,8 +98,7 @@ def load_dense_checkpoint(
     """Loads a detector or segmentor, in the authors' layout or ours, into a model.
 
     Args:
-        model: Detector or segmentor with a ``TimmBackbone``, changed in place; unchanged if this
-            raises.
+        model: Detector or segmentor, changed in place; unchanged if this raises.
         path: ``.pth`` or ``.safetensors`` file.
         strict: Whether to raise unless every entry matches.
         ignore: Prefixes of names that need not match, such as ``["roi_head."]``.

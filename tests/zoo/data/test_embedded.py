@@ -90,6 +90,13 @@ def test_splits_share_no_photograph():
     assert not set.intersection(*photographs)
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_glyphs_show_each_scan_of_a_split_twice(data, split):
+    glyphs, digits = (ImageFolder(data / kind / split) for kind in ("glyphs", "digits"))
+    assert [x // 2 for x in np.bincount(glyphs.targets)] == np.bincount(digits.targets).tolist()
+    assert {glyphs[i][0].size for i in range(0, len(glyphs), 97)} == {(64, 64)}
+
+
 def test_categories_are_the_ten_digits(coco):
     api, _ = coco
     names = {category["id"]: category["name"] for category in api.dataset["categories"]}
