@@ -1,0 +1,1 @@
+"""Re-identification: ranking metrics, model and losses."""
