@@ -34,7 +34,8 @@ def register_all(scope: str = "visattn") -> None:
         ConfigError: If the scope is none of these.
     """
     from .. import backbones  # noqa: F401
-    from .data import classification, samplers, transforms  # noqa: F401
+    from .data import classification, fine_grained, reid, samplers, transforms  # noqa: F401
+    from .reid import evaluation  # noqa: F401
     from .training import (  # noqa: F401
         checkpointing,
         classifier,

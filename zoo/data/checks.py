@@ -1,6 +1,7 @@
 """Checks of labels before training: what would fail late, or train on nothing, is said at once."""
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,13 @@ __all__ = [
     "LabelReport",
     "check_class_labels",
     "check_coco",
+    "check_counts",
     "check_dataset",
     "check_masks",
     "declared_classes",
 ]
+
+logger = logging.getLogger(__name__)
 
 # COCO itself holds a few boxes without area, which its data sets leave out.
 TOLERATED = 0.01
@@ -134,6 +138,45 @@ def check_class_labels(
             f"0..{num_classes - 1}: set num_classes={labels.max() + 1} or mend the labels"
         )
     return _report(np.bincount(labels, minlength=num_classes), classes, "images")
+
+
+def check_counts(
+    name: str,
+    found: Mapping[str, int],
+    published: Mapping[str, int],
+    action: str | None = "warn",
+    tolerance: float = 0.0,
+) -> bool:
+    """Compares what was counted of a data set with what its authors published.
+
+    Args:
+        name: The data set, and version, that was recognised.
+        found: Numbers by what was counted, as ``{"images": 12_936}``.
+        published: The same of the authors.
+        action: What to do where they differ: ``"warn"``, ``"raise"``, or None for nothing.
+        tolerance: Share of the published number that may be missing or too many.
+
+    Returns:
+        Whether they agree.
+
+    Raises:
+        DataError: If they differ and ``action`` is ``"raise"``.
+        ConfigError: If ``action`` is none of the three.
+    """
+    if action not in ("warn", "raise", None):
+        raise ConfigError(f"check must be 'warn', 'raise' or None; got {action!r}")
+    if all(abs(found[key] - count) <= tolerance * count for key, count in published.items()):
+        return True
+    counted = ", ".join(f"{found[key]:,} {key} (not {n:,})" for key, n in published.items())
+    message = (
+        f"this is not {name} as published: it has {counted}. Results do not compare with the "
+        "published ones: copy it anew, or set check=None if this is meant"
+    )
+    if action == "raise":
+        raise DataError(message)
+    if action == "warn":
+        logger.warning(message)
+    return False
 
 
 def check_masks(

@@ -21,39 +21,31 @@ from .transforms import to_byte_tensor
 logger = logging.getLogger(__name__)
 
 
-@DATASETS.register_module()
-class ImageFolder(Dataset):
-    """Images in folders, ``data_root/<class>/**/<image>``, as ImageNet is laid out.
+class ImageDataset(Dataset):
+    """Labelled image files; data sets derive from it by finding them.
 
     A sample is a dictionary of ``inputs`` (bytes, (3, H, W)), ``labels`` (index of the class) and
     ``paths`` (file name).
 
     Args:
-        data_root: Folder of class folders, or several that together make the data set.
+        samples: File name and label of each image.
+        classes: Names of the classes in the order of their labels.
         pipeline: Transforms, each a configuration for the ``TRANSFORMS`` registry or a callable;
             see ``visattn.zoo.data.transforms``.
-        classes: Names of the class folders in the order of their labels, or a text file with one a
-            line; folders not named are left out. By default all folders, sorted by name.
         on_corrupt: What to do about an image that cannot be read: ``"raise"``, or ``"skip"``: log
             it, count it in ``num_skipped`` and give the next readable image in its place.
-
-    Raises:
-        DataError: If a folder is missing or holds no images.
     """
 
     def __init__(
         self,
-        data_root: str | Path | Sequence[str | Path],
+        samples: Sequence[tuple[str | Path, int]],
+        classes: Sequence[str],
         pipeline: Sequence[Any],
-        classes: str | Path | Sequence[str] | None = None,
         on_corrupt: str = "raise",
     ):
         if on_corrupt not in ("raise", "skip"):
             raise ConfigError(f"on_corrupt must be 'raise' or 'skip'; got {on_corrupt!r}")
-        roots = [data_root] if isinstance(data_root, (str, Path)) else list(data_root)
-        self.roots = [require_folder(root) for root in roots]
-        self.classes = _read_classes(classes) if classes else _find_classes(self.roots)
-        samples = _find_images(self.roots, self.classes)
+        self.classes = list(classes)
         # Arrays instead of lists: a forked worker that counts references would copy these pages.
         self._paths = np.array([os.fsencode(path) for path, _ in samples])
         self._labels = np.array([label for _, label in samples])
@@ -93,11 +85,11 @@ class ImageFolder(Dataset):
         index, image = self._read(index)
         for transform in self.transforms:
             image = transform(image)
-        return {
-            "inputs": to_byte_tensor(image),
-            "labels": torch.tensor(self._labels[index]),
-            "paths": self.path(index),
-        }
+        return {"inputs": to_byte_tensor(image), **self.describe(index)}
+
+    def describe(self, index: int) -> dict[str, Any]:
+        """What a sample holds beside the image."""
+        return {"labels": torch.tensor(self._labels[index]), "paths": self.path(index)}
 
     def _read(self, index: int) -> tuple[int, Image.Image]:
         """The image at an index, or the first readable one after it, with its own index."""
@@ -110,7 +102,35 @@ class ImageFolder(Dataset):
                 with self._num_skipped.get_lock():
                     self._num_skipped.value += 1
                     logger.warning("skipped (%d so far): %s", self._num_skipped.value, error)
-        raise DataError(f"none of the {len(self)} images under {self.roots} can be read")
+        raise DataError(f"none of the {len(self)} images can be read, such as {self.path(0)}")
+
+
+@DATASETS.register_module()
+class ImageFolder(ImageDataset):
+    """Images in folders, ``data_root/<class>/**/<image>``, as ImageNet is laid out.
+
+    Args:
+        data_root: Folder of class folders, or several that together make the data set.
+        pipeline: Transforms; see ``ImageDataset``.
+        classes: Names of the class folders in the order of their labels, or a text file with one a
+            line; folders not named are left out. By default all folders, sorted by name.
+        on_corrupt: ``"raise"`` or ``"skip"``; see ``ImageDataset``.
+
+    Raises:
+        DataError: If a folder is missing or holds no images.
+    """
+
+    def __init__(
+        self,
+        data_root: str | Path | Sequence[str | Path],
+        pipeline: Sequence[Any],
+        classes: str | Path | Sequence[str] | None = None,
+        on_corrupt: str = "raise",
+    ):
+        roots = [data_root] if isinstance(data_root, (str, Path)) else list(data_root)
+        self.roots = [require_folder(root) for root in roots]
+        names = _read_classes(classes) if classes else _find_classes(self.roots)
+        super().__init__(_find_images(self.roots, names), names, pipeline, on_corrupt)
 
 
 def read_image(

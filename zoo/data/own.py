@@ -67,6 +67,11 @@ def _set_classes(cfg: Config, classes: Sequence[str]) -> None:
             "classes cannot say which are things and which stuff: give num_things_classes, "
             "num_stuff_classes and the data sets' metainfo instead"
         )
+    if cfg.model.get("type") == "ReIdentifier":
+        raise ConfigError(
+            "re-identification has no classes: give data_root, and how many identities train as "
+            "model.num_classes"
+        )
     count = len(classes)
     for key in ("num_classes", "num_things_classes"):
         for node in _nodes(cfg.model, key):
