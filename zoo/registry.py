@@ -35,7 +35,7 @@ def register_all(scope: str = "visattn") -> None:
     """
     from .. import backbones  # noqa: F401
     from .data import classification, fine_grained, reid, samplers, transforms  # noqa: F401
-    from .reid import evaluation  # noqa: F401
+    from .reid import evaluation, losses, model  # noqa: F401
     from .training import (  # noqa: F401
         checkpointing,
         classifier,

@@ -13,6 +13,7 @@ import torch
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms import v2
 
 from ..errors import ConfigError, DataError
 
@@ -124,6 +125,44 @@ class TimmEvalTransform:
         )
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.transform(image)
+
+
+@TRANSFORMS.register_module()
+class ResizeCropTransform:
+    """Resizes whatever the ratio, then crops: as fine-grained and re-identification data have it.
+
+    Args:
+        img_size: Pixels a side, or (height, width), of the crop.
+        resize: Size to resize to before; ``img_size`` by default.
+        is_training: Whether the crop is at random, and the image padded and mirrored before;
+            otherwise the crop is of the centre, and nothing else happens.
+        padding: Black pixels added on each side.
+        hflip: Probability of mirroring.
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int],
+        resize: int | Sequence[int] | None = None,
+        is_training: bool = False,
+        padding: int = 0,
+        hflip: float = 0.5,
+        interpolation: str = "bicubic",
+    ):
+        self.img_size = check_image_size(img_size)
+        size = self.img_size if resize is None else check_image_size(resize)
+        if any(r < i for r, i in zip(size, self.img_size, strict=True)):
+            raise ConfigError(f"resize={size} leaves no room for a crop of {self.img_size}")
+        steps = [v2.Resize(size, v2.InterpolationMode(interpolation))]
+        if is_training:
+            steps += [v2.RandomHorizontalFlip(hflip), v2.Pad(padding), v2.RandomCrop(self.img_size)]
+        else:
+            steps.append(v2.CenterCrop(self.img_size))
+        self.transform = v2.Compose(steps)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
         return self.transform(image)
 
 

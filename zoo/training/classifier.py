@@ -1,6 +1,6 @@
 """Image classification with any timm model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import timm
@@ -10,11 +10,15 @@ from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
 from timm.data.random_erasing import RandomErasing
+from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter_fn
 from torch import nn
 
 from ...heads.dcal import DualCrossAttentionLoss
-from ..checkpoint import load_checkpoint
+from ..checkpoint import StateDict, load_checkpoint
 from ..errors import ConfigError, DataError
+
+Converter = Callable[[nn.Module, StateDict], StateDict]
 
 _LOSSES_OF_ONE_OUTPUT = (
     timm.loss.SoftTargetCrossEntropy,
@@ -64,16 +68,13 @@ class ImagePreprocessor(BaseDataPreprocessor):
         return {**data, "inputs": inputs}
 
 
-@MODELS.register_module()
-class ImageClassifier(BaseModel):
-    """A timm model with a loss.
+class TimmModel(BaseModel):
+    """A timm model as ``backbone``, with what it starts from and how images come to it.
 
     Args:
         backbone: ``model_name`` and further keywords of ``timm.create_model``.
-        loss: Configuration of a loss of (logits, targets); by default cross entropy, with soft
-            targets where ``mixup`` is on.
-        mixup: Arguments of ``timm.data.Mixup`` without ``num_classes``; None for no mixing.
-        checkpoint: File to start from, in the authors' layout or ours, loaded strictly.
+        checkpoint: File to start from, in the authors' layout or ours, loaded strictly; position
+            embeddings of Vision Transformers are resized.
         checkpoint_ignore: Prefixes of names that need not match, such as ``["head."]``.
         data_preprocessor: Arguments of ``ImagePreprocessor``; mean and std default to those of the
             model's pretrained configuration.
@@ -84,8 +85,6 @@ class ImageClassifier(BaseModel):
     def __init__(
         self,
         backbone: dict[str, Any],
-        loss: dict[str, Any] | None = None,
-        mixup: dict[str, Any] | None = None,
         checkpoint: str | None = None,
         checkpoint_ignore: Sequence[str] = (),
         data_preprocessor: dict[str, Any] | None = None,
@@ -94,7 +93,8 @@ class ImageClassifier(BaseModel):
     ):
         model = timm.create_model(**backbone)
         if checkpoint is not None:
-            load_checkpoint(model, checkpoint, ignore=checkpoint_ignore)
+            convert = None if hasattr(model, "convert_state_dict") else _converter(model)
+            load_checkpoint(model, checkpoint, ignore=checkpoint_ignore, convert=convert)
         super().__init__(
             {
                 "type": "ImagePreprocessor",
@@ -109,7 +109,59 @@ class ImageClassifier(BaseModel):
             self.backbone.to(memory_format=torch.channels_last)
         if grad_checkpointing:
             self.backbone.set_grad_checkpointing(True)
-        self.mixup = Mixup(num_classes=model.num_classes, **mixup) if mixup else None
+
+    def init_weights(self) -> None:
+        """Does nothing: timm models are initialised, or loaded, when they are built.
+
+        mmengine's would call ``init_weights`` of the timm model again, over a loaded checkpoint.
+        """
+
+    def check_image_size(self, dataset: Any) -> None:
+        """Raises where the images of a data set are smaller than the stride of the model.
+
+        Raises:
+            DataError: If they are.
+        """
+        size = getattr(dataset, "image_size", None)
+        stride = max(
+            (f["reduction"] for f in getattr(self.backbone, "feature_info", [])), default=1
+        )
+        if size is not None and min(size) < stride:
+            raise DataError(
+                f"images of {size[0]}x{size[1]} are smaller than the stride {stride} of "
+                f"{type(self.backbone).__name__}: raise img_size in the pipeline"
+            )
+
+
+def _converter(model: nn.Module) -> Converter | None:
+    """What maps files of a model of timm's to it, where its position embedding has a size."""
+    if not isinstance(model, VisionTransformer):
+        return None
+    return lambda model, state_dict: vit_filter_fn(state_dict, model)
+
+
+@MODELS.register_module()
+class ImageClassifier(TimmModel):
+    """A timm model with a loss.
+
+    Args:
+        backbone: ``model_name`` and further keywords of ``timm.create_model``.
+        loss: Configuration of a loss of (logits, targets); by default cross entropy, with soft
+            targets where ``mixup`` is on.
+        mixup: Arguments of ``timm.data.Mixup`` without ``num_classes``; None for no mixing.
+        **kwargs: Of ``TimmModel``.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        loss: dict[str, Any] | None = None,
+        mixup: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(backbone, **kwargs)
+        num_classes = self.backbone.num_classes
+        self.mixup = Mixup(num_classes=num_classes, **mixup) if mixup else None
         default_loss = "SoftTargetCrossEntropy" if mixup else "CrossEntropyLoss"
         # mmseg and mmdet have losses of the same names, which their scopes would find first.
         with MODELS.switch_scope_and_registry("mmengine") as registry:
@@ -119,12 +171,6 @@ class ImageClassifier(BaseModel):
                 "LabelSmoothingCrossEntropy takes class indices, but mixup makes soft targets: use "
                 "loss=dict(type='SoftTargetCrossEntropy') and mixup.label_smoothing"
             )
-
-    def init_weights(self) -> None:
-        """Does nothing: timm models are initialised, or loaded, when they are built.
-
-        mmengine's would call ``init_weights`` of the timm model again, over a loaded checkpoint.
-        """
 
     def check_dataset(self, dataset: Any) -> None:
         """Checks classes and image size of a data set against the model.
@@ -138,15 +184,7 @@ class ImageClassifier(BaseModel):
                 f"the data set has {len(classes)} classes but the model {self.backbone.num_classes}"
                 f" outputs: set model.backbone.num_classes={len(classes)}"
             )
-        size = getattr(dataset, "image_size", None)
-        stride = max(
-            (f["reduction"] for f in getattr(self.backbone, "feature_info", [])), default=1
-        )
-        if size is not None and min(size) < stride:
-            raise DataError(
-                f"images of {size[0]}x{size[1]} are smaller than the stride {stride} of "
-                f"{type(self.backbone).__name__}: raise img_size in the pipeline"
-            )
+        self.check_image_size(dataset)
 
     def forward(
         self,
