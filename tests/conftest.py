@@ -201,10 +201,11 @@ def make_runner(classification_config, tmp_path):
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory):
     """Six embedded scenes to train on and four to test, as COCO and as maps of classes."""
-    from visattn.zoo.data import embedded
+    from visattn.zoo.data import embedded, pedestrians
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded, "SCENES", {"train": 6, "val": 4})
+        patch.setattr(pedestrians, "PEOPLE", {"train": 4, "test": 2})
         return embedded.make_embedded(tmp_path_factory.mktemp("embedded") / "data") / "scenes"
 
 

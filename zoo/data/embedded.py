@@ -2,8 +2,8 @@
 
 Digits are the 1,797 handwritten scans of scikit-learn. Scenes compose those scans, as glyphs with
 boxes, masks and captions, over the photographs of scikit-image and scikit-learn; glyphs are one
-scan each over a small part of a photograph. Training and held-out data share neither scans nor
-photographs.
+scan each over a small part of a photograph. People are drawn under several cameras, for
+re-identification. Training and held-out data share neither scans nor photographs, nor people.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
+from .pedestrians import write_people
 
 __all__ = ["CLASSES", "make_embedded"]
 
@@ -96,6 +97,8 @@ def make_embedded(out: str | Path = "data/embedded", seed: int = 0) -> Path:
         out/scenes/annotations/instances_*2017.json      COCO: boxes, masks
         out/scenes/annotations/captions_*2017.json       COCO: two captions an image
         out/scenes/stuffthingmaps/*2017/*.png            0 background, 1..10 the category
+        out/reid/{bounding_box_train,query,bounding_box_test}/0002_c1s1_000025_01.jpg
+                                                         Market-1501, 48 x 96 pixels
 
     The same seed and library versions give the same bytes. The folder appears whole or not at all.
 
@@ -131,6 +134,10 @@ def make_embedded(out: str | Path = "data/embedded", seed: int = 0) -> Path:
             _write_scenes(made / "scenes", split, scans[split], photographs, rng)
             rng = np.random.default_rng([seed, index, GLYPH_SIZE])
             _write_glyphs(made / "glyphs" / split, scans[split], photographs, rng)
+            part = {"train": "train", "val": "test"}[split]
+            rng = np.random.default_rng([seed, 2, index])
+            pictures = [photograph for photograph, _ in photographs]
+            write_people(made / "reid", part, scans[split][0], pictures, rng, seed)
         (made / _MARKER).write_text(json.dumps({"format": _FORMAT, "seed": seed}) + "\n")
         if (out / _MARKER).is_file():
             shutil.rmtree(out)

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from visattn.zoo.data import embedded
+from visattn.zoo.data import embedded, pedestrians
+from visattn.zoo.data.checks import check_dataset
 from visattn.zoo.data.embedded import CLASSES, make_embedded
+from visattn.zoo.data.reid import Market1501
 from visattn.zoo.errors import DataError
 
 SPLITS = ("train", "val")
@@ -19,6 +21,7 @@ SPLITS = ("train", "val")
 def small_scenes():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded, "SCENES", {"train": 24, "val": 12})
+        patch.setattr(pedestrians, "PEOPLE", {"train": 6, "test": 4})
         yield
 
 
@@ -148,6 +151,32 @@ def test_digits_stand_out_from_the_photograph(coco, data):
         around &= read_semantic(data, split, image) == 0
         glyph = np.median(pixels[mask], axis=0)
         assert np.linalg.norm(pixels[around] - glyph, axis=1).mean() > 60
+
+
+def test_people_are_market_1501_with_all_its_traps(data):
+    train, test = (Market1501(data / "reid", [], split, check=None) for split in ("train", "test"))
+    assert len(train) == 6 * 4 * 4 and check_dataset(train, {"num_classes": 6}).warnings == ()
+    assert train[0]["inputs"].shape == (3, 96, 48)
+    assert {int(name) for name in train.classes}.isdisjoint(test.labels)
+    # One query by each camera that sees a person, and that camera's other images are junk.
+    queries = list(zip(test.labels[test.is_query], test.cameras[test.is_query], strict=True))
+    assert len(queries) == len(set(queries)) == 4 * 4
+    gallery = test.labels[~test.is_query]
+    assert (gallery == 0).sum() == 60 and len(gallery) == 60 + 4 * 4 * 2
+    assert len(list((data / "reid/bounding_box_test").glob("-1_*"))) == 20
+
+
+def test_people_look_alike_to_a_camera_and_each_camera_has_its_colours(data):
+    """Of a person's images those by one camera are nearer to each other, in their mean colours."""
+    train = Market1501(data / "reid", [], check=None)
+    colours = np.stack([s["inputs"].float().mean((1, 2)).numpy() for s in train])
+    near, far = [], []
+    for i in range(len(train)):
+        for j in range(i):
+            if train.labels[i] == train.labels[j]:
+                same = train.cameras[i] == train.cameras[j]
+                (near if same else far).append(np.linalg.norm(colours[i] - colours[j]))
+    assert np.mean(far) > 1.5 * np.mean(near)
 
 
 def test_a_perfect_detector_scores_one(coco):
