@@ -14,6 +14,10 @@ from .poolings import create_pooling, split_name
 
 __all__ = ["ProbeHead", "TokenReader", "ep_options", "select_tokens"]
 
+_NO_CLASS_TOKEN = (
+    "gives no class token: probe its patches, by 'gap', or another pooling without '_all'"
+)
+
 
 class ProbeHead(nn.Sequential):
     """Pooling, batch norm without gain and shift, linear classifier, under 0, 1 and 2.
@@ -106,10 +110,7 @@ def select_tokens(x: torch.Tensor, tokens: str, has_class_token: bool) -> torch.
         ValueError: If a class token is wanted and there is none.
     """
     if tokens != "patch" and not has_class_token:
-        raise ValueError(
-            "the network gives no class token at this layer: probe its patches, by 'gap' or NAME "
-            "without '_all'"
-        )
+        raise ValueError(f"the network {_NO_CLASS_TOKEN}")
     if tokens == "patch":
         return x[:, int(has_class_token) :]
     return x[:, :1] if tokens == "cls" else x
@@ -127,9 +128,11 @@ class TokenReader(nn.Module):
             numbers from the last.
         final_norm: Whether the network's last norm is applied to what is read, of any layer.
         frozen: Whether the network is frozen.
+        keep: What is read: ``"all"``, ``"patch"``, ``"cls"``, or the mean of the patches alone,
+            ``"mean"``, which is their average pooling.
 
     Raises:
-        ValueError: If the model has no such method, or no such layer.
+        ValueError: If the model has no such method, no such layer, or no class token to keep.
     """
 
     def __init__(
@@ -138,8 +141,11 @@ class TokenReader(nn.Module):
         layers: Sequence[int] = (-1,),
         final_norm: bool = False,
         frozen: bool = True,
+        keep: str = "all",
     ):
         super().__init__()
+        if keep not in ("all", "patch", "cls", "mean"):
+            raise ValueError(f"keep must be 'all', 'patch', 'cls' or 'mean'; got {keep!r}")
         if not hasattr(backbone, "forward_intermediates"):
             raise ValueError(f"{type(backbone).__name__} of timm has no forward_intermediates")
         self.backbone = backbone
@@ -160,7 +166,11 @@ class TokenReader(nn.Module):
         if has_class is None:
             has_class = getattr(backbone, "cls_token", None) is not None
         has_prefix = getattr(backbone, "num_prefix_tokens", 0) > 0
-        self.has_class_token = bool(has_class and has_prefix and self._gives_prefix)
+        has_class = bool(has_class and has_prefix and self._gives_prefix)
+        if keep == "cls" and not has_class:
+            raise ValueError(f"{type(backbone).__name__} {_NO_CLASS_TOKEN}")
+        self.keep = keep
+        self.has_class_token = has_class and keep in ("all", "cls")
         if frozen:
             backbone.requires_grad_(False)
         self.train(self.training)
@@ -190,7 +200,9 @@ class TokenReader(nn.Module):
 
     def _tokens(self, features: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         features, prefix = features if isinstance(features, tuple) else (features, None)
+        if self.keep == "cls":
+            return prefix[:, :1]
         patches = features.flatten(2).mT  # (B, N, D)
-        if not self.has_class_token:
-            return patches
-        return torch.cat((prefix[:, :1], patches), 1)
+        if self.keep == "mean":
+            return patches.mean(1, keepdim=True)
+        return torch.cat((prefix[:, :1], patches), 1) if self.has_class_token else patches

@@ -33,6 +33,7 @@ TOP_LEVEL = frozenset(inspect.signature(Runner.__init__).parameters) - {"self", 
     "load_strict",
     "model_wrapper_cfg",
     "own_data",
+    "probing",
     "runner_type",
     "sync_bn",
     "tta_model",
@@ -70,6 +71,7 @@ _CONVENTIONAL = frozenset(
 _SECTIONS: dict[str, frozenset[str]] = {
     "auto_scale_lr": frozenset({"enable", "base_batch_size"}),
     "randomness": frozenset({"seed", "diff_rank_seed", "deterministic"}),
+    "probing": frozenset({"cached", "cache_dir", "dtype", "knn"}),
     "env_cfg": frozenset({"cudnn_benchmark", "mp_cfg", "dist_cfg", "resource_limit"}),
 }
 _LOADER = frozenset(inspect.signature(DataLoader.__init__).parameters) - {"self"} | {
@@ -230,7 +232,7 @@ def _check(node: Any, where: str, scope: str) -> None:
         for index, item in enumerate(node.get("transforms") or ()):
             _check_albumentations(item, f"{where}.transforms.{index}")
         node = {key: value for key, value in node.items() if key != "transforms"}
-    if node.get("constructor") == "TimmOptimWrapperConstructor":
+    if node.get("constructor") in ("TimmOptimWrapperConstructor", "ProbeOptimWrapperConstructor"):
         _check_timm_optimizer(node["optimizer"], f"{where}.optimizer")
         node = {key: value for key, value in node.items() if key != "optimizer"}
     elif "model_name" in node:

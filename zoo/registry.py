@@ -35,6 +35,9 @@ def register_all(scope: str = "visattn") -> None:
     """
     from .. import backbones  # noqa: F401
     from .data import classification, fine_grained, reid, samplers, transforms  # noqa: F401
+    from .probing import data as probe_data  # noqa: F401
+    from .probing import metrics as probe_metrics  # noqa: F401
+    from .probing import optim as probe_optim  # noqa: F401
     from .reid import evaluation, losses, model  # noqa: F401
     from .training import (  # noqa: F401
         checkpointing,

@@ -8,7 +8,8 @@ they are to be had; where it is a backbone, ``Head``, what is on it. Each result
 They are the only source of the tables between ``<!-- results:NAME -->`` and ``<!-- /results -->``
 in Markdown files, NAME being a collection's. Likewise those between
 ``<!-- kernels:FILE -->`` or ``<!-- models:FILE -->`` and ``<!-- /results -->`` are of rows that
-``tools/benchmark.py`` wrote, FILE being their CSV file.
+``tools/benchmark.py`` wrote, FILE being their CSV file; and ``<!-- probing:FILE -->`` of those of
+``tools/probe.py``.
 """
 
 import argparse
@@ -23,12 +24,14 @@ import torch
 import yaml
 
 from .. import backbones  # noqa: F401  registers the models
-from .benchmark.summary import TABLES
+from .benchmark.summary import TABLES as BENCHMARK_TABLES
 from .errors import UserError
 from .files import replacing
+from .probing.summary import probing_table
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("paper", "log", "measured")
+TABLES = {**BENCHMARK_TABLES, "probing": probing_table}
 
 _BLOCK = re.compile(
     rf"(<!-- (?P<kind>results|{'|'.join(TABLES)}):(?P<name>[^>]+?) -->\n).*?(<!-- /results -->)",

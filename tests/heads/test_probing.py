@@ -150,6 +150,20 @@ def test_the_final_norm_is_a_choice():
     torch.testing.assert_close(model.norm(raw), normed)
 
 
+def test_keeps_what_is_asked_for():
+    model, images, _ = network("vit")
+    whole = TokenReader(model)(images)[5]
+    wanted = {
+        "cls": whole[:, :1],
+        "patch": whole[:, 1:],
+        "mean": whole[:, 1:].mean(1, keepdim=True),
+    }
+    for keep, tokens in wanted.items():
+        reader = TokenReader(model, keep=keep)
+        torch.testing.assert_close(reader(images)[5], tokens)
+        assert reader.has_class_token == (keep == "cls")
+
+
 def test_a_frozen_network_stays_as_it_is():
     model = timm.create_model("test_vit", img_size=64, proj_drop_rate=0.5)
     reader = TokenReader(model).train()
@@ -181,7 +195,12 @@ def test_no_gradient_of_the_network_is_needed_for_the_heads():
     [
         (lambda: TokenReader(nn.Linear(2, 2)), "Linear of timm has no forward_intermediates"),
         (lambda: TokenReader(network("vit")[0], layers=(9,)), r"layers 0 to 5; got \[9\]"),
-        (lambda: select_tokens(torch.randn(1, 4, 8), "all", False), "no class token"),
+        (
+            lambda: TokenReader(network("convolutions")[0], keep="cls"),
+            "ResNet gives no class token",
+        ),
+        (lambda: TokenReader(network("vit")[0], keep="gap"), "keep must be"),
+        (lambda: select_tokens(torch.randn(1, 4, 8), "all", False), "gives no class token"),
     ],
 )
 def test_bad_input(call, message):

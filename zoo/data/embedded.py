@@ -70,7 +70,7 @@ GLYPHS_PER_SCAN = 2
 HELD_OUT = 0.2
 
 _MARKER = "embedded.json"
-_FORMAT = 2
+_FORMAT = 3
 
 
 class _Glyph(NamedTuple):

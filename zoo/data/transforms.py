@@ -4,6 +4,7 @@ A transform takes a PIL image, or an array (H, W, 3) of bytes, and returns one o
 tensor (3, H, W). Normalisation is not among them; the data preprocessor of the model does that.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 from timm.data import create_transform
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop, v2
 
 from ..errors import ConfigError, DataError
 
@@ -93,6 +94,62 @@ class TimmTrainTransform:
         )
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.transform(image)
+
+
+class _SingleDrawCrop(RandomResizedCrop):
+    """torchvision's, but one draw of area and ratio is all, cut to the image where it is larger."""
+
+    @staticmethod
+    def get_params(
+        img: Image.Image, scale: Sequence[float], ratio: Sequence[float]
+    ) -> tuple[int, int, int, int]:
+        area = img.width * img.height * float(torch.empty(1).uniform_(*scale))
+        aspect = math.exp(float(torch.empty(1).uniform_(*map(math.log, ratio))))
+        width = min(round(math.sqrt(area * aspect)), img.width)
+        height = min(round(math.sqrt(area / aspect)), img.height)
+        top = int(torch.randint(img.height - height + 1, ()))
+        left = int(torch.randint(img.width - width + 1, ()))
+        return top, left, height, width
+
+
+@TRANSFORMS.register_module()
+class ProbeTrainTransform:
+    """The augmentation of linear probing as in MAE: BYOL's random resized crop, and a flip.
+
+    The crop is of one draw, as in TensorFlow; timm's and torchvision's draw again where it does not
+    fit into the image.
+
+    Args:
+        img_size: Pixels a side, or (height, width).
+        scale: Range of the crop's area over the image's.
+        ratio: Range of the crop's width over its height.
+        hflip: Probability of mirroring.
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int] = 224,
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        hflip: float = 0.5,
+        interpolation: str = "bicubic",
+    ):
+        self.img_size = check_image_size(img_size)
+        self.transform = v2.Compose(
+            [
+                _SingleDrawCrop(
+                    self.img_size,
+                    tuple(scale),
+                    tuple(ratio),
+                    v2.InterpolationMode(interpolation),
+                ),
+                v2.RandomHorizontalFlip(hflip),
+            ]
+        )
+
+    def __call__(self, image: Image.Image) -> Image.Image:
         return self.transform(image)
 
 

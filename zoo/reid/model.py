@@ -11,7 +11,7 @@ from ...backbones.dcal import Branches, DualCrossAttentionTransformer
 from ...heads.dcal import combine_losses
 from ...heads.reid import ReIDHead
 from ..errors import ConfigError, DataError
-from ..training.classifier import TimmModel
+from ..training.classifier import TimmModel, check_image_size
 from .losses import build_loss
 
 __all__ = ["ReIdentifier"]
@@ -101,7 +101,7 @@ class ReIdentifier(TimmModel):
                 f"the data set has {len(identities)} identities but the model {self.num_classes}: "
                 f"set model.num_classes={len(identities)}"
             )
-        self.check_image_size(dataset)
+        check_image_size(dataset, self.backbone)
 
     def forward(
         self,

@@ -68,6 +68,42 @@ class ImagePreprocessor(BaseDataPreprocessor):
         return {**data, "inputs": inputs}
 
 
+def check_images(dataset: Any, backbone: nn.Module, num_classes: int, key: str) -> None:
+    """Checks classes and image size of a data set against a model.
+
+    Args:
+        dataset: Data set with ``metainfo`` and ``image_size``, if it knows them.
+        backbone: timm model.
+        num_classes: Outputs.
+        key: Where a configuration says how many these are.
+
+    Raises:
+        DataError: If there are more classes than outputs, or images smaller than the stride.
+    """
+    classes = (getattr(dataset, "metainfo", None) or {}).get("classes", ())
+    if len(classes) > num_classes:
+        raise DataError(
+            f"the data set has {len(classes)} classes but the model {num_classes} outputs: set "
+            f"{key}={len(classes)}"
+        )
+    check_image_size(dataset, backbone)
+
+
+def check_image_size(dataset: Any, backbone: nn.Module) -> None:
+    """Checks that the images of a data set are no smaller than the stride of a model.
+
+    Raises:
+        DataError: If they are.
+    """
+    size = getattr(dataset, "image_size", None)
+    stride = max((f["reduction"] for f in getattr(backbone, "feature_info", [])), default=1)
+    if size is not None and min(size) < stride:
+        raise DataError(
+            f"images of {size[0]}x{size[1]} are smaller than the stride {stride} of "
+            f"{type(backbone).__name__}: raise img_size in the pipeline"
+        )
+
+
 class TimmModel(BaseModel):
     """A timm model as ``backbone``, with what it starts from and how images come to it.
 
@@ -116,22 +152,6 @@ class TimmModel(BaseModel):
         mmengine's would call ``init_weights`` of the timm model again, over a loaded checkpoint.
         """
 
-    def check_image_size(self, dataset: Any) -> None:
-        """Raises where the images of a data set are smaller than the stride of the model.
-
-        Raises:
-            DataError: If they are.
-        """
-        size = getattr(dataset, "image_size", None)
-        stride = max(
-            (f["reduction"] for f in getattr(self.backbone, "feature_info", [])), default=1
-        )
-        if size is not None and min(size) < stride:
-            raise DataError(
-                f"images of {size[0]}x{size[1]} are smaller than the stride {stride} of "
-                f"{type(self.backbone).__name__}: raise img_size in the pipeline"
-            )
-
 
 def _converter(model: nn.Module) -> Converter | None:
     """What maps files of a model of timm's to it, where its position embedding has a size."""
@@ -178,13 +198,9 @@ class ImageClassifier(TimmModel):
         Raises:
             DataError: If there are more classes than outputs, or images smaller than the stride.
         """
-        classes = (getattr(dataset, "metainfo", None) or {}).get("classes", ())
-        if len(classes) > self.backbone.num_classes:
-            raise DataError(
-                f"the data set has {len(classes)} classes but the model {self.backbone.num_classes}"
-                f" outputs: set model.backbone.num_classes={len(classes)}"
-            )
-        self.check_image_size(dataset)
+        check_images(
+            dataset, self.backbone, self.backbone.num_classes, "model.backbone.num_classes"
+        )
 
     def forward(
         self,

@@ -14,8 +14,8 @@ class WarmupCosineLR(_ParamScheduler):
     """timm's cosine schedule: linear warm-up, half a cosine, then the lowest rate.
 
     The cosine runs from step 0, hidden by the warm-up; so the rate steps from the end of the
-    warm-up line onto the cosine at ``warmup``. The two absolute rates hold for the group with the
-    highest rate; others keep their ratio to it.
+    warm-up line onto the cosine at ``warmup``. With ``warmup_prefix`` it begins there instead. The
+    two absolute rates hold for the group with the highest rate; others keep their ratio to it.
 
     Args:
         optimizer: Optimiser or its wrapper.
@@ -23,6 +23,7 @@ class WarmupCosineLR(_ParamScheduler):
         warmup: Length of the warm-up in the same unit.
         warmup_lr: Rate at step 0 of the warm-up.
         min_lr: Rate at the end of the cosine and after it.
+        warmup_prefix: Whether the cosine begins after the warm-up.
         **kwargs: Of all schedulers of mmengine. ``convert_to_iter_based=True`` in the configuration
             gives lengths in epochs and changes the rate at every iteration.
     """
@@ -34,12 +35,14 @@ class WarmupCosineLR(_ParamScheduler):
         warmup: int = 0,
         warmup_lr: float = 0.0,
         min_lr: float = 0.0,
+        warmup_prefix: bool = False,
         **kwargs: Any,
     ):
         self.T_max = T_max
         self.warmup = warmup
         self.warmup_lr = warmup_lr
         self.min_lr = min_lr
+        self.warmup_prefix = warmup_prefix
         super().__init__(optimizer, "lr", **kwargs)
 
     @classmethod
@@ -69,6 +72,7 @@ class WarmupCosineLR(_ParamScheduler):
         """Rate at a step for a base rate."""
         if step < self.warmup:
             return self.warmup_lr + (base - self.warmup_lr) * step / self.warmup
+        step -= self.warmup if self.warmup_prefix else 0
         progress = min(step / self.T_max, 1.0)
         return self.min_lr + 0.5 * (base - self.min_lr) * (1 + math.cos(math.pi * progress))
 

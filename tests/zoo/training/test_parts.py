@@ -146,3 +146,16 @@ def test_loss_is_of_classification_in_any_scope(scope):
     with DefaultScope.overwrite_default_scope(scope):
         model = ImageClassifier({"model_name": "resnet18", "num_classes": 3})
     assert type(model.loss) is torch.nn.CrossEntropyLoss
+
+
+def test_a_cosine_after_the_warm_up():
+    """The schedule of linear probing: 90 epochs, 10 of them warm-up, at a batch of 4096."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1 * 4096 / 256)
+    schedule = WarmupCosineLR(optimizer, T_max=80, warmup=10, warmup_prefix=True)
+    rates = []
+    for _ in range(91):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    wanted = {0: 0.0, 5: 0.8, 10: 1.6, 50: 0.8, 90: 0.0}
+    assert {epoch: rates[epoch] for epoch in wanted} == pytest.approx(wanted, abs=1e-9)

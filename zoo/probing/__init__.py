@@ -1,0 +1,1 @@
+"""Probing of frozen networks: heads side by side, cached features, k-NN."""
