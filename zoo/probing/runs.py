@@ -4,6 +4,7 @@ import copy
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, FUNCTIONS, MODELS, DefaultScope
@@ -64,16 +65,20 @@ def use_cached_features(cfg: Config) -> None:
     """
     with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "visattn")):
         model = MODELS.build(copy.deepcopy(cfg.model)).eval()
-        for part in ("train", "val", "test"):
-            loader = cfg.get(f"{part}_dataloader")
-            if loader is not None:
-                folder = _features(cfg, model, part)
-                loader.dataset = {"type": "FeatureDataset", "folder": folder}
+        parts = [p for p in ("train", "val", "test") if cfg.get(f"{p}_dataloader") is not None]
+        folders = {part: _features(cfg, model, part) for part in parts}
+    for part, folder in folders.items():
+        cfg[f"{part}_dataloader"].dataset = {"type": "FeatureDataset", "folder": folder}
 
 
 def _features(cfg: Config, model: Probe, part: str) -> str:
     """Folder of the features of a part of the data, of images transformed as for validation."""
     options = cfg.get("probing") or {}
+    if not (cfg.model.get("checkpoint") or cfg.model.backbone.get("pretrained")):
+        raise ConfigError(
+            "features to keep would be of a network with random weights, which differ from run to "
+            "run: set model.checkpoint=FILE or model.backbone.pretrained=True"
+        )
     loader = cfg[f"{part}_dataloader"]
     dataset_cfg = copy.deepcopy(loader.dataset.to_dict())
     _innermost(dataset_cfg)["pipeline"] = _innermost(cfg.val_dataloader.dataset)["pipeline"]
@@ -125,7 +130,7 @@ def knn_row(cfg: Config) -> Row:
         layer = model.layer_of[name]
         parts = [FeatureDataset(_features(cfg, model, part)) for part in ("train", "val")]
         pooled = [
-            model.head(name).pooling(torch.from_numpy(part.features[str(layer)][:]).float())
+            model.head(name).pooling(torch.from_numpy(np.array(part.features[str(layer)])).float())
             for part in parts
         ]
         labels = [torch.from_numpy(part.labels).long() for part in parts]
