@@ -16,6 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, Tes
 from timm.optim import get_optimizer_class, list_optimizers
 from torch.utils.data import DataLoader
 
+from ..heads.prompts import list_prompts, method
 from .data.own import apply_own_data
 from .errors import ConfigError
 from .registry import register_all
@@ -255,6 +256,8 @@ def _accepted_by(node: dict[str, Any], where: str, scope: str) -> frozenset[str]
     """Keys that a dictionary may have, or None if any."""
     if where == "optim_wrapper.optimizer" and node.get("type") in list_optimizers():
         return _accepted_by_timm_optimizer(node["type"])
+    if where == "model.prompts" and scope == "visattn":
+        return _accepted_by_prompts(node.get("type"), where)
     if "type" in node:
         return _accepted_by_type(node["type"], where, scope)
     if where in _SECTIONS:
@@ -273,6 +276,15 @@ def _accepted_by(node: dict[str, Any], where: str, scope: str) -> frozenset[str]
     if where == "model.data_preprocessor" and scope == "visattn":
         return _accepted_by_type("ImagePreprocessor", where, scope)
     return None
+
+
+def _accepted_by_prompts(name: Any, where: str) -> frozenset[str]:
+    if name not in list_prompts():
+        raise ConfigError(
+            f"unknown type {name!r} ({where}){nearest(str(name), list_prompts())} "
+            f"There are {', '.join(list_prompts())}"
+        )
+    return accepted_arguments(method(name)) - {"attachment"} | {"type"}
 
 
 def _accepted_by_type(name: Any, where: str, scope: str) -> frozenset[str] | None:

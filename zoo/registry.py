@@ -46,6 +46,7 @@ def register_all(scope: str = "visattn") -> None:
         loops,
         metrics,
         optim,
+        prompting,
         runner,
         schedulers,
     )

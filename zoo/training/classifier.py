@@ -6,6 +6,8 @@ from typing import Any
 import timm
 import timm.loss
 import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.hooks import Hook
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.registry import MODELS
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup
@@ -13,10 +15,13 @@ from timm.data.random_erasing import RandomErasing
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter_fn
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ...heads.dcal import DualCrossAttentionLoss
+from ...heads.prompts import is_prompted, pool_loss
 from ..checkpoint import StateDict, load_checkpoint
 from ..errors import ConfigError, DataError
+from .prompting import PromptHook, complete_checkpoint, complete_state_dict, put_prompts
 
 Converter = Callable[[nn.Module, StateDict], StateDict]
 
@@ -169,6 +174,11 @@ class ImageClassifier(TimmModel):
         loss: Configuration of a loss of (logits, targets); by default cross entropy, with soft
             targets where ``mixup`` is on.
         mixup: Arguments of ``timm.data.Mixup`` without ``num_classes``; None for no mixing.
+        drop_odd: Whether a batch of odd size, which cannot be mixed, loses its last image; else it
+            is an error.
+        prompts: ``type``, one of ``visattn.heads.prompts.list_prompts()``, and its keywords, to be
+            put into the backbone. All else but the head is frozen, and not in checkpoints.
+        pool_loss_weight: Weight of the loss of prompts that are chosen from pools.
         **kwargs: Of ``TimmModel``.
     """
 
@@ -177,9 +187,16 @@ class ImageClassifier(TimmModel):
         backbone: dict[str, Any],
         loss: dict[str, Any] | None = None,
         mixup: dict[str, Any] | None = None,
+        drop_odd: bool = False,
+        prompts: dict[str, Any] | None = None,
+        pool_loss_weight: float = 0.01,
         **kwargs: Any,
     ):
         super().__init__(backbone, **kwargs)
+        if prompts is not None:
+            put_prompts(self.backbone, prompts)
+        self.pool_loss_weight = pool_loss_weight
+        self.drop_odd = drop_odd
         num_classes = self.backbone.num_classes
         self.mixup = Mixup(num_classes=num_classes, **mixup) if mixup else None
         default_loss = "SoftTargetCrossEntropy" if mixup else "CrossEntropyLoss"
@@ -190,6 +207,41 @@ class ImageClassifier(TimmModel):
             raise ConfigError(
                 "LabelSmoothingCrossEntropy takes class indices, but mixup makes soft targets: use "
                 "loss=dict(type='SoftTargetCrossEntropy') and mixup.label_smoothing"
+            )
+
+    def training_hooks(self) -> list[Hook]:
+        """Hooks that training this model needs."""
+        return [PromptHook()] if is_prompted(self.backbone) else []
+
+    @staticmethod
+    def convert_state_dict(model: "ImageClassifier", state_dict: StateDict) -> StateDict:
+        """A state dict with what is frozen, of one that may be without."""
+        return complete_state_dict(model, state_dict)
+
+    def complete_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Puts what is frozen into a checkpoint of a run that may be without, in place."""
+        complete_checkpoint(self, checkpoint)
+
+    def check_batches(self, loader: DataLoader) -> None:
+        """Checks that all batches of training can be mixed.
+
+        Raises:
+            DataError: If one is of odd size, or of one image.
+        """
+        if self.mixup is None or isinstance(loader.batch_sampler.sampler, InfiniteSampler):
+            return
+        size = loader.batch_sampler.batch_size
+        count = len(loader.batch_sampler.sampler)
+        self._check_size(size)
+        if count % size and len(loader) > count // size:
+            self._check_size(count % size)
+
+    def _check_size(self, size: int) -> None:
+        if size % 2 and (size == 1 or not self.drop_odd):
+            raise DataError(
+                f"mixup needs batches of even size but one has size {size}: set an even "
+                "train_dataloader.batch_size and train_dataloader.drop_last=True"
+                + ("" if size == 1 else ", or model.drop_odd=True")
             )
 
     def check_dataset(self, dataset: Any) -> None:
@@ -220,7 +272,11 @@ class ImageClassifier(TimmModel):
         if mode == "loss":
             if self.mixup is not None:
                 inputs, labels = self._mix(inputs, labels)
-            return {"loss": self._loss(self.backbone(inputs), labels)}
+            losses = {"loss": self._loss(self.backbone(inputs), labels)}
+            distance = pool_loss(self.backbone) if is_prompted(self.backbone) else None
+            if distance is not None:
+                losses["pool_loss"] = self.pool_loss_weight * distance
+            return losses
         logits = self.backbone(inputs)
         if mode == "tensor":
             return logits
@@ -246,9 +302,6 @@ class ImageClassifier(TimmModel):
         return self.loss(outputs, labels)
 
     def _mix(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if len(inputs) % 2:
-            raise DataError(
-                f"mixup needs batches of even size but got {len(inputs)} images: set an even "
-                "train_dataloader.batch_size and train_dataloader.drop_last=True"
-            )
-        return self.mixup(inputs, labels)
+        self._check_size(len(inputs))
+        even = len(inputs) // 2 * 2
+        return self.mixup(inputs[:even], labels[:even])

@@ -66,8 +66,13 @@ class Runner(MMEngineRunner):
         return self.model.module if is_model_wrapper(self.model) else self.model
 
     def build_train_loop(self, loop: Any) -> Any:
-        """Builds the training loop and checks its data and labels against the model."""
+        """Builds the training loop, checks its data against the model, adds the model's hooks."""
         loop = self._checked(super().build_train_loop(loop))
+        model = self.bare_model
+        if hasattr(model, "check_batches"):
+            model.check_batches(loop.dataloader)
+        for hook in model.training_hooks() if hasattr(model, "training_hooks") else ():
+            self.register_hook(hook)
         report = check_dataset(loop.dataloader.dataset, self.cfg.model)
         for warning in report.warnings if report else ():
             self.logger.warning(warning)
@@ -149,6 +154,8 @@ class Runner(MMEngineRunner):
                 f"{filename} holds weights but no state of a run, and cannot be resumed: start "
                 f"a new run from it with --cfg-options load_from={filename}"
             )
+        if hasattr(self.bare_model, "complete_checkpoint"):
+            self.bare_model.complete_checkpoint(checkpoint)
         self.call_hook("after_load_checkpoint", checkpoint=checkpoint)
         strict = strict and self.cfg.get("load_strict", True)
         if is_dense(self.bare_model):
