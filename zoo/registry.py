@@ -34,7 +34,15 @@ def register_all(scope: str = "visattn") -> None:
         ConfigError: If the scope is none of these.
     """
     from .. import backbones  # noqa: F401
-    from .data import classification, fine_grained, reid, samplers, transforms  # noqa: F401
+    from .data import (  # noqa: F401
+        classification,
+        fine_grained,
+        hta,
+        reid,
+        samplers,
+        transforms,
+        vtab,
+    )
     from .probing import data as probe_data  # noqa: F401
     from .probing import metrics as probe_metrics  # noqa: F401
     from .probing import optim as probe_optim  # noqa: F401

@@ -255,6 +255,39 @@ def _build_albumentations(cfg: dict[str, Any]) -> Any:
     return cls(**kwargs)
 
 
+@TRANSFORMS.register_module()
+class ShortSideTrainTransform:
+    """Resizes the shorter side, crops at random and mirrors: how prompts and FGVC are trained.
+
+    Args:
+        img_size: Pixels a side, or (height, width), of the crop.
+        resize: Pixels of the shorter side before it.
+        hflip: Probability of mirroring.
+        interpolation: ``"bilinear"`` or ``"bicubic"``.
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int] = 224,
+        resize: int = 256,
+        hflip: float = 0.5,
+        interpolation: str = "bilinear",
+    ):
+        self.img_size = check_image_size(img_size)
+        if resize < max(self.img_size):
+            raise ConfigError(f"resize={resize} leaves no room for a crop of {self.img_size}")
+        self.transform = v2.Compose(
+            [
+                v2.Resize(resize, v2.InterpolationMode(interpolation)),
+                v2.RandomCrop(self.img_size),
+                v2.RandomHorizontalFlip(hflip),
+            ]
+        )
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return self.transform(image)
+
+
 def to_byte_tensor(image: ImageLike) -> torch.Tensor:
     """Bytes (3, H, W) of an image.
 
