@@ -88,6 +88,14 @@ def _write_folders(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> No
         _save(picture, root / f"{label:05d}" / "0.jpg")
 
 
+def _write_instead(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
+    """Folders in place of archives that are only read as published."""
+    pipeline = cfg["pipeline"]
+    cfg.clear()
+    cfg.update(type="ImageFolder", data_root=str(root), pipeline=pipeline)
+    _write_folders(cfg, num_classes, root, scenes)
+
+
 def _instances(cfg: Any, scenes: Scenes, names: list[str]) -> dict[str, Any]:
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
     objects = [
@@ -193,6 +201,10 @@ def _write_panoptic_cityscapes(cfg: Any, num_classes: int, root: Path, scenes: S
 
 _WRITERS: dict[str, Callable[[Any, int, Path, Scenes], None]] = {
     "ImageFolder": _write_folders,
+    "ArrayDataset": _write_instead,
+    "HTADataset": _write_instead,
+    "ListedImages": _write_instead,
+    "VTAB1k": _write_instead,
     "CityscapesPanopticDataset": _write_panoptic_cityscapes,
     "CocoPanopticDataset": _write_panoptic,
     "CocoDataset": _write_coco,

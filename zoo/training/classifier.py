@@ -1,6 +1,6 @@
 """Image classification with any timm model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -22,8 +22,6 @@ from ...heads.prompts import is_prompted, pool_loss
 from ..checkpoint import StateDict, load_checkpoint
 from ..errors import ConfigError, DataError
 from .prompting import PromptHook, complete_checkpoint, complete_state_dict, put_prompts
-
-Converter = Callable[[nn.Module, StateDict], StateDict]
 
 _LOSSES_OF_ONE_OUTPUT = (
     timm.loss.SoftTargetCrossEntropy,
@@ -114,8 +112,9 @@ class TimmModel(BaseModel):
 
     Args:
         backbone: ``model_name`` and further keywords of ``timm.create_model``.
-        checkpoint: File to start from, in the authors' layout or ours, loaded strictly; position
-            embeddings of Vision Transformers are resized.
+        checkpoint: File to start from, in the authors' layout or ours or of a run with the model
+            as its backbone, loaded strictly; position embeddings of Vision Transformers are
+            resized.
         checkpoint_ignore: Prefixes of names that need not match, such as ``["head."]``.
         data_preprocessor: Arguments of ``ImagePreprocessor``; mean and std default to those of the
             model's pretrained configuration.
@@ -134,8 +133,7 @@ class TimmModel(BaseModel):
     ):
         model = timm.create_model(**backbone)
         if checkpoint is not None:
-            convert = None if hasattr(model, "convert_state_dict") else _converter(model)
-            load_checkpoint(model, checkpoint, ignore=checkpoint_ignore, convert=convert)
+            load_checkpoint(model, checkpoint, ignore=checkpoint_ignore, convert=_to_model)
         super().__init__(
             {
                 "type": "ImagePreprocessor",
@@ -158,11 +156,17 @@ class TimmModel(BaseModel):
         """
 
 
-def _converter(model: nn.Module) -> Converter | None:
-    """What maps files of a model of timm's to it, where its position embedding has a size."""
-    if not isinstance(model, VisionTransformer):
-        return None
-    return lambda model, state_dict: vit_filter_fn(state_dict, model)
+def _to_model(model: nn.Module, state_dict: StateDict) -> StateDict:
+    """Weights of a model, or of a run that has it as its backbone, as the model's own."""
+    prefix = "backbone."
+    if all(name.startswith(prefix) for name in state_dict):
+        state_dict = {name.removeprefix(prefix): value for name, value in state_dict.items()}
+    if hasattr(model, "convert_state_dict"):
+        return model.convert_state_dict(model, state_dict)
+    if isinstance(model, VisionTransformer):
+        # timm's, which resizes position embeddings.
+        return vit_filter_fn(state_dict, model)
+    return state_dict
 
 
 @MODELS.register_module()

@@ -132,6 +132,13 @@ def test_checkpoint_is_tested_by_the_runner(train, make_runner, overrides, tmp_p
     assert tester.test() == expected
 
 
+def test_a_run_of_a_classifier_is_what_to_start_from(train, tmp_path):
+    trained = train("run", {"train_cfg.max_epochs": 1}).bare_model.backbone
+    model = ImageClassifier(BACKBONE, checkpoint=last_checkpoint(tmp_path / "run"))
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, trained.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_other_frozen_weights_are_refused(resume, train, overrides, backbone_file, tmp_path):
     train("run", {**overrides, "train_cfg.max_epochs": 1})

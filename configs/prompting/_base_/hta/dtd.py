@@ -1,0 +1,7 @@
+_base_ = "hta.py"
+
+model = dict(backbone=dict(num_classes=47))
+train_dataloader = dict(dataset=dict(type="DTD", data_root="data"))
+val_dataloader = dict(dataset=dict(type="DTD", data_root="data"))
+test_dataloader = dict(dataset=dict(type="DTD", data_root="data"))
+optim_wrapper = dict(optimizer=dict(lr=0.01, weight_decay=0.1))

@@ -1,0 +1,5 @@
+_base_ = "vtab.py"
+
+model = dict(backbone=dict(num_classes=8))
+train_dataloader = dict(dataset=dict(task="clevr_count"))
+test_dataloader = dict(dataset=dict(task="clevr_count"))

@@ -1,0 +1,5 @@
+_base_ = "vtab.py"
+
+model = dict(backbone=dict(num_classes=6))
+train_dataloader = dict(dataset=dict(task="dmlab"))
+test_dataloader = dict(dataset=dict(task="dmlab"))

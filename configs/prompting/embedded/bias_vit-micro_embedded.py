@@ -1,0 +1,4 @@
+# python tools/train.py configs/prompting/embedded/bias_vit-micro_embedded.py
+_base_ = "../_base_/embedded/glyphs.py"
+
+model = dict(prompts=dict(type="bias"))

@@ -1,0 +1,4 @@
+# python tools/train.py configs/prompting/tcpa/vfpt-tcpa_vit-base_100e_cifar10.py
+_base_ = "../_base_/hta/cifar10.py"
+
+model = dict(prompts=dict(type="tcpa", host="vfpt"))

@@ -1,0 +1,4 @@
+# python tools/train.py configs/prompting/tcpa/vpt-tcpa_vit-base_100e_dtd.py
+_base_ = "../_base_/hta/dtd.py"
+
+model = dict(prompts=dict(type="tcpa", host="vpt_deep"))
