@@ -24,13 +24,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         help="write predictions: .pkl (any task, as mmengine's), .json (classification; detection, "
-        "as COCO's) or a folder (segmentation, as PNG)",
+        "as COCO's; re-identification, as ranked lists) or a folder (segmentation, as PNG)",
     )
     parser.add_argument(
         "--report", metavar="DIR", help="write a table of the classes and what is taken for what"
     )
     parser.add_argument(
-        "--show-dir", metavar="DIR", help="draw predictions beside the annotations, on the images"
+        "--show-dir",
+        metavar="DIR",
+        help="draw predictions beside the annotations, on the images; of re-identification queries "
+        "and what was found",
     )
     parser.add_argument(
         "--score-threshold",
@@ -57,10 +60,9 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, float]:
     from visattn.zoo.config import load_config
     from visattn.zoo.errors import ConfigError
     from visattn.zoo.testing import (
-        DrawPredictionsHook,
         add_dump,
         add_report,
-        task_of,
+        drawing_hook,
         use_augmentation,
         write_report,
     )
@@ -72,16 +74,14 @@ def evaluate(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(args.config).stem}"
     cfg.launcher = args.launcher
     cfg.load_from, cfg.resume = args.checkpoint, False
-    if args.show_dir and task_of(cfg) == "classification":
-        raise ConfigError("--show-dir is of detection and segmentation: see tools/predict.py")
     hooks = [use_augmentation(cfg)] if args.tta else []
     if args.out:
         add_dump(cfg, args.out)
     if args.report:
         add_report(cfg, args.report, args.score_threshold)
-    runner = build_runner(cfg, mode="test")
     if args.show_dir:
-        hooks.append(DrawPredictionsHook(args.show_dir, args.score_threshold))
+        hooks.append(drawing_hook(cfg, args.show_dir, args.score_threshold))
+    runner = build_runner(cfg, mode="test")
     for hook in hooks:
         runner.register_hook(hook)
     metrics = runner.test()

@@ -25,7 +25,9 @@ TASKS = {"mmdet": "detection", "mmseg": "segmentation", "visattn": "classificati
 
 
 def task_of(cfg: Config) -> str:
-    """The task of a configuration: a value of ``TASKS``."""
+    """The task of a configuration: a value of ``TASKS``, or ``"reid"``."""
+    if cfg.model.get("type") == "ReIdentifier":
+        return "reid"
     return TASKS[cfg.get("default_scope", "visattn")]
 
 
@@ -34,9 +36,9 @@ def add_dump(cfg: Config, out: str | Path) -> None:
 
     Args:
         cfg: Configuration, changed in place.
-        out: ``.pkl`` for mmengine's of any task; ``.json`` for those of a classifier, or for
-            COCO's result files beside it, ``NAME.bbox.json`` and so on; a folder for the maps of a
-            segmentor, as PNG.
+        out: ``.pkl`` for mmengine's of any task; ``.json`` for those of a classifier, for the
+            ranked lists of re-identification, or for COCO's result files beside it,
+            ``NAME.bbox.json`` and so on; a folder for the maps of a segmentor, as PNG.
 
     Raises:
         ConfigError: If the task has no predictions of this kind.
@@ -46,6 +48,8 @@ def add_dump(cfg: Config, out: str | Path) -> None:
         _add_evaluator(cfg, {"type": "DumpResults", "out_file_path": str(out)})
     elif out.suffix == ".json" and task == "classification":
         _add_evaluator(cfg, {"type": "DumpClassification", "out_file": str(out)})
+    elif out.suffix == ".json" and task == "reid":
+        _evaluator_with(cfg, "out_file", f"--out {out}")["out_file"] = str(out)
     elif out.suffix == ".json" and task == "detection":
         evaluator = _evaluator_with(cfg, "outfile_prefix", f"--out {out}")
         evaluator["outfile_prefix"] = str(out.with_suffix(""))
@@ -56,6 +60,7 @@ def add_dump(cfg: Config, out: str | Path) -> None:
         kinds = {
             "classification": ".json or .pkl",
             "detection": ".json (COCO's) or .pkl",
+            "reid": ".json (ranked lists) or .pkl",
             "segmentation": ".pkl, or be a folder for maps as PNG",
         }
         raise ConfigError(f"--out {out} must end with {kinds[task]}")
@@ -143,6 +148,32 @@ class DrawPredictionsHook(Hook):
             save_image(side_by_side(drawn), self.folder / f"{name}.jpg")
 
 
+def drawing_hook(cfg: Config, folder: str | Path, score_threshold: float = 0.3) -> Hook:
+    """A hook that draws what is predicted while, or after, a configuration is tested.
+
+    Args:
+        cfg: Configuration; that of re-identification is changed so that it writes ranked lists.
+        folder: Where pictures go.
+        score_threshold: Least score of a drawn instance.
+
+    Raises:
+        ConfigError: If the task has nothing to draw.
+    """
+    task = task_of(cfg)
+    if task == "classification":
+        raise ConfigError(
+            "--show-dir is of detection, segmentation and re-identification: see tools/predict.py"
+        )
+    if task != "reid":
+        return DrawPredictionsHook(folder, score_threshold)
+    from .reid.drawing import DrawRankingsHook
+
+    evaluator = _evaluator_with(cfg, "out_file", f"--show-dir {folder}")
+    if not evaluator.get("out_file"):
+        evaluator["out_file"] = str(Path(folder) / "rankings.json")
+    return DrawRankingsHook(folder, evaluator["out_file"])
+
+
 def add_report(cfg: Config, folder: str | Path, score_threshold: float = 0.3) -> None:
     """Has what ``write_report`` needs written while a configuration is tested.
 
@@ -150,8 +181,13 @@ def add_report(cfg: Config, folder: str | Path, score_threshold: float = 0.3) ->
         cfg: Configuration, changed in place.
         folder: Folder of the report.
         score_threshold: Least score of a detection that counts as one in the matrix of confusion.
+
+    Raises:
+        ConfigError: If the task has no classes.
     """
     file, task = str(Path(folder) / "confusion.json"), task_of(cfg)
+    if task == "reid":
+        raise ConfigError("--report is of classes, which re-identification has not: see --out")
     if task == "classification":
         _add_evaluator(cfg, {"type": "DumpClassification", "out_file": file})
     elif task == "detection":

@@ -9,6 +9,7 @@ import yaml
 
 import visattn
 from visattn.zoo.config import load_config
+from visattn.zoo.reid.model import ReIdentifier
 from visattn.zoo.results import SOURCES
 
 ROOT = Path(visattn.__file__).parent
@@ -33,11 +34,19 @@ def test_entry_is_complete_and_its_recipe_exists(path, model):
 
 @pytest.mark.parametrize(
     "model",
-    [model for path, model in MODELS if "classification" in path.parts],
+    [
+        model
+        for path, model in MODELS
+        if {"classification", "fine_grained", "reid"} & set(path.parts)
+    ],
     ids=lambda model: model["Name"],
 )
-def test_classifiers_have_the_stated_number_of_parameters(model):
-    backbone = load_config(ROOT / model["Config"]).model.backbone
+def test_networks_have_the_stated_number_of_parameters(model):
+    cfg = load_config(ROOT / model["Config"]).model.to_dict()
+    backbone = {key: value for key, value in cfg["backbone"].items() if key != "pretrained"}
     with torch.device("meta"):
-        network = timm.create_model(**backbone)
+        if cfg["type"] == "ReIdentifier":
+            network = ReIdentifier(backbone, cfg["num_classes"])
+        else:
+            network = timm.create_model(**backbone)
     assert sum(p.numel() for p in network.parameters()) == model["Metadata"]["Parameters"]

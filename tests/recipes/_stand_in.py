@@ -10,6 +10,7 @@ import numpy as np
 from mmengine.registry import DATASETS
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scipy.io import savemat
 
 IMAGES = 4
 
@@ -199,12 +200,69 @@ def _write_panoptic_cityscapes(cfg: Any, num_classes: int, root: Path, scenes: S
     path.write_text(json.dumps(content))
 
 
+def _write_identities(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
+    """The people of the embedded data, named as the set names its identities."""
+    cfg["check"] = None
+    people = sorted((scenes.folder.parent / "reid" / "bounding_box_train").iterdir())
+    identities = sorted({path.name[:4] for path in people})
+    folders = {"VeRi776": "image_train", "MSMT17": "train"}
+    lines = []
+    for path in people:
+        person = identities.index(path.name[:4])
+        camera = int(path.name[6])
+        name = path.name.replace(path.name[:4], f"{person:04d}", 1)
+        if cfg["type"] == "MSMT17":
+            name = f"{person:04d}/{person:04d}_{len(lines):03d}_{camera:02d}_0303morning_0015_0.jpg"
+            lines.append(f"{name} {person}\n")
+        _save(Image.open(path), root / folders.get(cfg["type"], "bounding_box_train") / name)
+    if cfg["type"] == "MSMT17":
+        (root / "test").mkdir()
+        (root / "list_train.txt").write_text("".join(lines[::2]))
+        (root / "list_val.txt").write_text("".join(lines[1::2]))
+
+
+def _write_fine_grained(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
+    """Two classes in the layout of the archive."""
+    cfg["check"] = None
+    folder = root / _class(cfg).FOLDER
+    names = [f"{number:07d}" for number in range(1, 5)]
+    rows = list(zip(names, (1, 2, 1, 2), strict=True))
+    images = {"CUB200": "images", "StanfordCars": "cars_train", "FGVCAircraft": "data/images"}
+    for name in names:
+        _save(scenes.picture(scenes.images[0]), folder / images[cfg["type"]] / f"{name}.jpg")
+    if cfg["type"] == "StanfordCars":
+        (folder / "devkit").mkdir()
+        annotations = np.array(
+            [(label, f"{name}.jpg") for name, label in rows], [("class", "O"), ("fname", "O")]
+        )
+        savemat(folder / "devkit/cars_train_annos.mat", {"annotations": annotations})
+        classes = np.array([f"car {number}" for number in range(2)], object)
+        savemat(folder / "devkit/cars_meta.mat", {"class_names": classes})
+        return
+    if cfg["type"] == "FGVCAircraft":
+        texts = {
+            "data/variants": ["1", "2"],
+            "data/images_variant_trainval": [f"{name} {label}" for name, label in rows],
+        }
+    else:
+        texts = {
+            "images": [f"{name} {name}.jpg" for name in names],
+            "image_class_labels": [f"{name} {label}" for name, label in rows],
+            "train_test_split": [f"{name} 1" for name in names],
+            "classes": ["1 one", "2 two"],
+        }
+    for name, lines in texts.items():
+        (folder / f"{name}.txt").write_text("\n".join(lines))
+
+
 _WRITERS: dict[str, Callable[[Any, int, Path, Scenes], None]] = {
     "ImageFolder": _write_folders,
     "ArrayDataset": _write_instead,
     "HTADataset": _write_instead,
     "ListedImages": _write_instead,
     "VTAB1k": _write_instead,
+    "ReIDDataset": _write_identities,
+    "FineGrainedDataset": _write_fine_grained,
     "CityscapesPanopticDataset": _write_panoptic_cityscapes,
     "CocoPanopticDataset": _write_panoptic,
     "CocoDataset": _write_coco,

@@ -26,11 +26,21 @@ RECIPES = sorted(
     and not path.stem.endswith("_embedded")
 )
 BATCH = 2
+# Losses of distance need pairs of both kinds.
+PAIRS = {"num_identities": 2, "num_instances": 2}
 REGIONS = 16
 # Sizes in pipelines are divided by this, to multiples of 32.
 # Networks that are frozen keep the size they were made for.
-REDUCTION = {"classification": 3, "detection": 8, "segmentation": 5, "probing": 1, "prompting": 1}
-SIZES = {"crop_size", "img_scale", "img_size", "scale", "scales", "size"}
+REDUCTION = {
+    "classification": 3,
+    "detection": 8,
+    "fine_grained": 5,
+    "probing": 1,
+    "prompting": 1,
+    "reid": 2,
+    "segmentation": 5,
+}
+SIZES = {"crop_size", "img_scale", "img_size", "resize", "scale", "scales", "size"}
 
 _runs = itertools.count()
 
@@ -93,6 +103,12 @@ def test_recipe_trains_its_true_model(path, scenes, tmp_path):
     fewer_regions(cfg.model)
     cfg.train_dataloader.update(batch_size=BATCH, drop_last=True)
     cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+    if cfg.train_dataloader.get("sampler", {}).get("type") == "IdentitySampler":
+        cfg.train_dataloader.sampler.update(PAIRS)
+        cfg.train_dataloader.batch_size = math.prod(PAIRS.values())
+    name = cfg.model.backbone.get("model_name", "")
+    if REDUCTION[task] > 1 and name.startswith(("deit_", "vit_")):
+        cfg.model.backbone.dynamic_img_size = True
     for key in ("prefetch_factor", "pin_memory"):
         cfg.train_dataloader.pop(key, None)
     if "pretrained" in cfg.model.backbone:

@@ -260,7 +260,7 @@ class MSMT17(ReIDDataset):
         }
         sightings = []
         for name in self.LISTS[part]:
-            sightings += self._read(self.root / f"list_{name}.txt", folder)
+            sightings += self._read_list(self.root / f"list_{name}.txt", folder)
         missing = [seen.path for seen in sightings if seen.path not in present]
         if missing:
             raise DataError(
@@ -269,7 +269,7 @@ class MSMT17(ReIDDataset):
             )
         return sightings
 
-    def _read(self, path: Path, folder: Path) -> list[Sighting]:
+    def _read_list(self, path: Path, folder: Path) -> list[Sighting]:
         if not path.is_file():
             raise DataError(f"{self.version} has no {path}: it is part of the authors' archive")
         sightings = []

@@ -218,6 +218,9 @@ def build_runner(cfg: Config, mode: str = "train") -> Runner:
         for root in _values_of("data_root", cfg.get(f"{part}_dataloader")):
             for folder in [root] if isinstance(root, str) else root or ():
                 require_folder(folder)
+    if mode == "test" and (cfg.model.get("backbone") or {}).get("pretrained"):
+        # A checkpoint comes over it, for which nothing need be downloaded.
+        cfg.model.backbone.pretrained = False
     return Runner.from_cfg(resolve_auto(cfg))
 
 

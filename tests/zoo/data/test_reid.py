@@ -127,6 +127,7 @@ def test_msmt17_is_read_by_its_lists_and_its_version_is_recognised(msmt17, folde
     train = MSMT17(root, [], check=None, version=version)
     assert train.version == f"MSMT17 {version}"
     assert train.labels.tolist() == [0, 1] and train.cameras.tolist() == [1, 14]
+    assert train[1]["inputs"].shape == (3, 8, 4)
     test = MSMT17(root, [], "test", check=None)
     assert test.labels.tolist() == [0, 0, 2] and test.cameras.tolist() == [4, 15, 1]
     other = {"V1": "V2", "V2": "V1"}[version]

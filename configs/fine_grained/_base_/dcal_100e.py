@@ -1,0 +1,6 @@
+_base_ = "baseline_100e.py"
+
+model = dict(
+    backbone=dict(model_name="dcal_deit_tiny_patch16", glca_ratio=0.1),
+    loss=dict(type="DualCrossAttentionLoss"),
+)

@@ -1,0 +1,4 @@
+# python tools/train.py configs/fine_grained/baseline/deit-tiny_aircraft.py
+_base_ = ["../_base_/datasets/aircraft.py", "../_base_/baseline_100e.py"]
+
+model = dict(backbone=dict(num_classes=100))

@@ -1,0 +1,4 @@
+# python tools/train.py configs/fine_grained/dcal/dcal-deit-small_aircraft.py
+_base_ = "dcal-deit-tiny_aircraft.py"
+
+model = dict(backbone=dict(model_name="dcal_deit_small_patch16"))

@@ -1,0 +1,4 @@
+# python tools/train.py configs/fine_grained/dcal/dcal-deit-small_cars.py
+_base_ = "dcal-deit-tiny_cars.py"
+
+model = dict(backbone=dict(model_name="dcal_deit_small_patch16"))

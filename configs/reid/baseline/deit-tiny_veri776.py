@@ -1,0 +1,4 @@
+# python tools/train.py configs/reid/baseline/deit-tiny_veri776.py
+_base_ = ["../_base_/datasets/veri776.py", "../_base_/baseline_120e.py"]
+
+model = dict(num_classes=576, backbone=dict(img_size=(256, 256)))

@@ -1,0 +1,4 @@
+# python tools/train.py configs/reid/baseline/vit-base_dukemtmc.py
+_base_ = "deit-tiny_dukemtmc.py"
+
+model = dict(backbone=dict(model_name="vit_base_patch16_224.orig_in21k"))

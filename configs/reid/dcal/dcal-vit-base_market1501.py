@@ -1,0 +1,9 @@
+# python tools/train.py configs/reid/dcal/dcal-vit-base_market1501.py
+_base_ = "dcal-deit-tiny_market1501.py"
+
+model = dict(
+    backbone=dict(
+        model_name="dcal_vit_base_patch16",
+        pretrained_cfg_overlay=dict(hf_hub_id="timm/vit_base_patch16_224.orig_in21k"),
+    )
+)
