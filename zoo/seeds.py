@@ -1,24 +1,17 @@
-"""Trains configurations with several seeds, and compares them: ``python -m visattn.zoo.seeds``.
+"""Configurations trained with several seeds, and what comes of them."""
 
-python -m visattn.zoo.seeds configs/reid/{baseline/vit,dcal/dcal}-micro_embedded.py --seeds 0 1 2
-
-Runs go to ``WORK_DIR/<configuration>/seed<N>``. Those that are finished are not run again, and
-those that broke off continue. The table has the mean and the standard deviation of each metric of
-the last validation.
-"""
-
-import argparse
 import json
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import CheckpointError
+from .config import load_config
 from .errors import UserError
+from .training.prompting import TEST_RESULTS
+from .training.runner import build_runner
 
-__all__ = ["final_metrics", "table", "train_seed"]
+__all__ = ["table", "train_seed"]
 
 _FINAL = "final.json"
 
@@ -26,7 +19,7 @@ _FINAL = "final.json"
 def train_seed(
     config: str | Path, seed: int, folder: str | Path, overrides: Mapping[str, Any] | None = None
 ) -> dict[str, float]:
-    """Trains a configuration with a seed, unless that is done.
+    """Trains a configuration with a seed, unless that is done; a run that broke off is continued.
 
     Args:
         config: Configuration file.
@@ -35,42 +28,45 @@ def train_seed(
         overrides: New values by dotted name; see ``visattn.zoo.config.load_config``.
 
     Returns:
-        The metrics of the last validation, by name.
+        Metrics by name: of the last weights on the test set where there is a ``FinalTestHook``, and
+        behind ``best_on_val/`` those of the weights it chose; otherwise of the last validation.
 
     Raises:
         UserError: If the configuration validates nothing.
     """
-    from .config import load_config
-    from .training.runner import build_runner
-
     folder = Path(folder)
     if (folder / _FINAL).is_file():
-        return final_metrics(folder)
+        return json.loads((folder / _FINAL).read_text())
     cfg = load_config(config, overrides)
     if cfg.get("val_dataloader") is None:
         raise UserError(f"{config} has no val_dataloader: there is nothing to compare")
     cfg.work_dir, cfg.resume = str(folder), True
+    # mmengine keeps the state of a run under its name.
     cfg.experiment_name = f"{Path(config).stem}_{folder.resolve()}".replace("/", "_")
     cfg.randomness = {**cfg.get("randomness", {}), "seed": seed}
     runner = build_runner(cfg)
     runner.train()
-    metrics = {key: float(value) for key, value in runner.val_loop.run().items()}
+    if (folder / TEST_RESULTS).is_file():
+        results = json.loads((folder / TEST_RESULTS).read_text())
+        best = {f"best_on_val/{k}": v for k, v in results.get("best_on_val", {}).items()}
+        metrics = {**results["last"], **best}
+    else:
+        metrics = {key: float(value) for key, value in runner.val_loop.run().items()}
     (folder / _FINAL).write_text(json.dumps(metrics))
     return metrics
 
 
-def final_metrics(folder: str | Path) -> dict[str, float]:
-    """Metrics of the last validation of a run that ``train_seed`` finished."""
-    return json.loads((Path(folder) / _FINAL).read_text())
-
-
-def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """A Markdown table of the mean and the standard deviation of each metric.
+def table(
+    results: Mapping[str, Sequence[Mapping[str, float]]], names: Sequence[str] | None = None
+) -> str:
+    """A Markdown table of the mean and the sample deviation of each metric.
 
     Args:
         results: Metrics of each seed, by configuration.
+        names: Metrics to show; all by default.
     """
-    names = list(dict.fromkeys(key for runs in results.values() for run in runs for key in run))
+    if names is None:
+        names = list(dict.fromkeys(key for runs in results.values() for run in runs for key in run))
     rows = [["", "seeds", *names], ["---", "---:", *("---:" for _ in names)]]
     for name, runs in results.items():
         cells = []
@@ -80,31 +76,3 @@ def table(results: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             cells.append(f"{statistics.fmean(values):.1f}{spread}" if values else "")
         rows.append([name, str(len(runs)), *cells])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    from mmengine.config import DictAction
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("configs", nargs="+", help="configuration files")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--work-dir", type=Path, default=Path("work_dirs"))
-    parser.add_argument("--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE")
-    args = parser.parse_args(argv)
-    results: dict[str, list[dict[str, float]]] = {Path(config).stem: [] for config in args.configs}
-    try:
-        for seed in args.seeds:
-            for config in args.configs:
-                name = Path(config).stem
-                folder = args.work_dir / name / f"seed{seed}"
-                results[name].append(train_seed(config, seed, folder, args.cfg_options))
-    except (UserError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(table(results), end="")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,47 +1,63 @@
-"""Figures over seeds."""
+"""Comparisons over seeds."""
 
 import json
-import subprocess
-from types import SimpleNamespace
 
 import pytest
+import torch
 
-from visattn.tools.seeds import compare, main, table
+from visattn.tools.seeds import compare, main
+from visattn.zoo.seeds import table
 
-
-def test_means_have_sample_deviations():
-    rows = table({"a": [1.0, 2.0, 3.0], "b": [5.0]}, "top1").splitlines()
-    assert rows[2:] == ["| `a` | 2.00 ± 1.00 | 3 |", "| `b` | 5.00 | 1 |"]
-
-
-def test_finished_runs_are_not_trained_again(tmp_path):
-    for name, figures in (("one", (10.0, 20.0)), ("two", (30.0, 50.0))):
-        for seed, figure in enumerate(figures):
-            folder = tmp_path / f"{name}_seed{seed}"
-            folder.mkdir()
-            results = {"last": {"accuracy/top1": figure}}
-            (folder / "test_results.json").write_text(json.dumps(results))
-    found = compare(["one.py", "two.py", "--seeds", "0", "1", "--work-dir", str(tmp_path)])
-    assert found == {"one": [10.0, 20.0], "two": [30.0, 50.0]}
-    arguments = ["one.py", "--seeds", "0", "--work-dir", str(tmp_path), "--weights", "best_on_val"]
-    assert main(arguments) == 2
+RUNS = {
+    "a": [
+        {"mAP": 10.0, "rank1": 20.0},
+        {"mAP": 12.0, "rank1": 20.0},
+        {"mAP": 14.0, "rank1": 26.0},
+    ],
+    "b": [{"mAP": 3.0}],
+}
 
 
-@pytest.mark.heavy
-def test_runs_are_trained_with_their_seeds(classification_config, tmp_path):
-    options = ["train_cfg.max_epochs=1"]
+def test_table_has_means_and_sample_deviations():
+    lines = table(RUNS).splitlines()
+    assert lines[0] == "|  | seeds | mAP | rank1 |"
+    assert lines[2] == "| a | 3 | 12.0 ± 2.0 | 22.0 ± 3.5 |"
+    assert lines[3] == "| b | 1 | 3.0 |  |"
+
+
+def test_table_shows_what_is_asked_for():
+    assert table(RUNS, ["rank1"]).splitlines()[2] == "| a | 3 | 22.0 ± 3.5 |"
+
+
+def test_each_seed_is_trained_once(classification_config, tmp_path):
+    options = ["--seeds", "1", "2", "--work-dir", str(tmp_path / "runs")]
+    options += ["--cfg-options", "train_cfg.max_epochs=1", "train_cfg.val_interval=1"]
+    found = compare([str(classification_config), *options])
+    folders = [tmp_path / "runs" / "tiny" / f"seed{seed}" for seed in (1, 2)]
+    assert found["tiny"] == [json.loads((folder / "final.json").read_text()) for folder in folders]
+    times = [(folder / "epoch_1.pth").stat().st_mtime_ns for folder in folders]
+    assert compare([str(classification_config), *options]) == found
+    assert [(folder / "epoch_1.pth").stat().st_mtime_ns for folder in folders] == times
+    weights = [torch.load(f / "epoch_1.pth", weights_only=True)["state_dict"] for f in folders]
+    name = next(iter(weights[0]))
+    assert not torch.equal(weights[0][name], weights[1][name])
+
+
+def test_figures_are_of_the_test_set_where_there_is_one(classification_config, tmp_path):
     text = classification_config.read_text() + "custom_hooks = [dict(type='FinalTestHook')]\n"
     classification_config.write_text(text)
-    arguments = [str(classification_config), "--seeds", "0", "1", "--work-dir", str(tmp_path)]
-    found = compare([*arguments, "--train-args", "--cfg-options", *options])
-    assert len(found["tiny"]) == 2
-    for seed in (0, 1):
-        log = next((tmp_path / f"tiny_seed{seed}").rglob("*.log")).read_text()
-        assert f"seed={seed}" in log.replace(" ", "") or f"seed: {seed}" in log
+    options = ["--seeds", "0", "--work-dir", str(tmp_path), "--cfg-options"]
+    (found,) = compare([str(classification_config), *options, "train_cfg.max_epochs=1"])["tiny"]
+    results = json.loads((tmp_path / "tiny" / "seed0" / "test_results.json").read_text())
+    assert found["accuracy/top1"] == results["last"]["accuracy/top1"]
+    for name, value in results.get("best_on_val", {}).items():
+        assert found[f"best_on_val/{name}"] == value
 
 
-def test_configuration_that_does_not_train_is_named(tmp_path, capsys, monkeypatch):
-    failed = SimpleNamespace(returncode=2)
-    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: failed)
-    assert main(["nowhere.py", "--seeds", "0", "--work-dir", str(tmp_path)]) == 2
-    assert "training nowhere.py with seed 0 failed with code 2" in capsys.readouterr().err
+def test_what_cannot_be_compared_is_said(tmp_path, capsys):
+    path = tmp_path / "empty.py"
+    path.write_text('default_scope = "visattn"\nmodel = dict(type="ImageClassifier")\n')
+    assert main([str(path)]) == 2
+    assert "has no val_dataloader" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([])

@@ -16,6 +16,9 @@ from ...heads.prompts import apply, set_epoch
 from ..checkpoint import CheckpointError, StateDict, read_state_dict
 from ..errors import ConfigError
 
+TEST_RESULTS = "test_results.json"
+"""Where ``FinalTestHook`` writes its figures, in the working folder."""
+
 DIGEST = "frozen_digest"
 """Name of the entry that tells on which frozen weights others were trained."""
 
@@ -155,7 +158,7 @@ class FinalTestHook(Hook):
             figures = ", ".join(f"{key} {value:.2f}" for key, value in metrics.items())
             runner.logger.info(f"On the test set, {name.replace('_', ' ')}: {figures}")
         if is_main_process():
-            path = Path(runner.work_dir) / "test_results.json"
+            path = Path(runner.work_dir) / TEST_RESULTS
             path.write_text(json.dumps(results, indent=1) + "\n")
 
     def _test(self, runner: Any) -> dict[str, float]:
