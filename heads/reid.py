@@ -4,14 +4,12 @@ The head is that of "Bag of Tricks and a Strong Baseline for Deep Person Re-iden
 (arXiv 1903.07071), as TransReID (arXiv 2102.04378) and DCAL (arXiv 2205.02151) have it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
 __all__ = ["BNNeck", "CenterLoss", "ReIDHead"]
-
-Criterion = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class BNNeck(nn.BatchNorm1d):
@@ -37,8 +35,8 @@ class ReIDHead(nn.Module):
         self,
         num_features: int,
         num_classes: int,
-        id_loss: Criterion,
-        metric_losses: Mapping[str, Criterion] | None = None,
+        id_loss: nn.Module,
+        metric_losses: Mapping[str, nn.Module] | None = None,
     ):
         super().__init__()
         self.bnneck = BNNeck(num_features)

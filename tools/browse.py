@@ -92,9 +92,10 @@ def build_preprocessing(cfg: Any) -> tuple[Any, Any]:
     from mmengine.registry import MODELS, init_default_scope
 
     init_default_scope(cfg.get("default_scope", "visattn"))
-    if cfg.model.get("type") == "ImageClassifier":
-        model = MODELS.build({**cfg.model, "checkpoint": None})
-        return model.data_preprocessor, model.mixup
+    if cfg.model.get("type") in ("ImageClassifier", "ReIdentifier"):
+        backbone = {**cfg.model.backbone, "pretrained": False}
+        model = MODELS.build({**cfg.model, "backbone": backbone, "checkpoint": None})
+        return model.data_preprocessor, getattr(model, "mixup", None)
     return MODELS.build(cfg.model.data_preprocessor), None
 
 

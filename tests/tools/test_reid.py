@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import visattn
+from visattn.tools import browse as browse_tool
 from visattn.tools import test as tool
 from visattn.tools import train as train_tool
 from visattn.zoo.config import load_config
 from visattn.zoo.data.own import apply_own_data
 from visattn.zoo.errors import ConfigError, DataError
+from visattn.zoo.inference.predictors import load_predictor
 from visattn.zoo.reid.drawing import FRAME, HEIGHT, draw_ranking
 from visattn.zoo.testing import task_of
 
@@ -124,6 +126,17 @@ def test_what_re_identification_does_not_have_is_said(config, tmp_path, option):
     torch.save({}, checkpoint)
     with pytest.raises(ConfigError, match=r"classes|ranked lists"):
         run(config(), checkpoint, tmp_path, option, tmp_path / "folder")
+
+
+def test_single_images_are_not_predicted(config, tmp_path):
+    with pytest.raises(ConfigError, match="says nothing of single images"):
+        load_predictor(config(), None)
+
+
+def test_batches_can_be_browsed(config, tmp_path):
+    out = tmp_path / "batch.png"
+    browse_tool.browse([str(config()), "--out", str(out)])
+    assert out.is_file()
 
 
 def test_other_peoples_data_are_a_folder_and_a_number(config):

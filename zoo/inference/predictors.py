@@ -57,6 +57,11 @@ def load_predictor(
     if not is_config(config_or_name):
         return _named(str(config_or_name), checkpoint, device, topk)
     cfg = load_config(config_or_name)
+    if cfg.model.get("type") == "ReIdentifier":
+        raise ConfigError(
+            f"{config_or_name} tells identities, and says nothing of single images: rank queries "
+            "with tools/test.py --out lists.json --show-dir FOLDER"
+        )
     if cfg.get("test_dataloader") is None:
         raise ConfigError(f"{config_or_name} has no test_dataloader, whose pipeline would be used")
     if checkpoint is None:

@@ -31,20 +31,19 @@ class Distances:
     def __init__(self, query: torch.Tensor, gallery: torch.Tensor, metric: str = "cosine"):
         if metric not in ("cosine", "euclidean"):
             raise ConfigError(f"metric must be 'cosine' or 'euclidean'; got {metric!r}")
-        self.query, self.gallery = (
-            _check(x, name) for x, name in ((query, "queries"), (gallery, "gallery"))
-        )
+        self.metric = metric
+        self.query = self._prepared(query, "queries")
+        self.gallery = self.query if gallery is query else self._prepared(gallery, "gallery")
         if query.shape[1] != gallery.shape[1]:
             raise DataError(
                 f"descriptors of queries have {query.shape[1]} values and those of the gallery "
                 f"{gallery.shape[1]}: compute both with the same model"
             )
-        self.metric = metric
-        if metric == "cosine":
-            self.query, self.gallery = F.normalize(self.query), F.normalize(self.gallery)
-            self._norms = None
-        else:
-            self._norms = self.gallery.square().sum(1)
+        self._norms = None if metric == "cosine" else self.gallery.square().sum(1)
+
+    def _prepared(self, descriptors: torch.Tensor, name: str) -> torch.Tensor:
+        descriptors = _check(descriptors, name)
+        return F.normalize(descriptors) if self.metric == "cosine" else descriptors
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -26,9 +26,10 @@ class ReIDMetric(BaseMetric):
         ranks: Ranks of the CMC.
         metric: ``"cosine"`` or ``"euclidean"``; on normalised descriptors both rank alike.
         use_cameras: Whether images of a query's identity by its own camera are junk.
-        rerank: Arguments of ``RerankedDistances``, such as ``dict(k1=20, k2=6)``, to re-rank.
-        query_expansion: Arguments of ``expand_descriptors``, such as ``dict(k=5, alpha=3.0)``, to
-            expand queries by the gallery.
+        rerank: Whether to re-rank, or arguments of ``RerankedDistances``, as
+            ``dict(k1=20, k2=6)``.
+        query_expansion: Whether to expand queries by the gallery, or arguments of
+            ``expand_descriptors``, as ``dict(k=5, alpha=3.0)``.
         expand_gallery: Whether the gallery is expanded by itself, too.
         false_rates: Rates of wrong pairs at which the rate of right ones is given.
         out_file: JSON file for the ranked list of each query; see ``ranked_lists``.
@@ -42,8 +43,8 @@ class ReIDMetric(BaseMetric):
         ranks: Sequence[int] = (1, 5, 10),
         metric: str = "cosine",
         use_cameras: bool = True,
-        rerank: dict[str, Any] | None = None,
-        query_expansion: dict[str, Any] | None = None,
+        rerank: bool | dict[str, Any] = False,
+        query_expansion: bool | dict[str, Any] = False,
         expand_gallery: bool = False,
         false_rates: Sequence[float] = (),
         out_file: str | None = None,
@@ -52,13 +53,13 @@ class ReIDMetric(BaseMetric):
         prefix: str | None = None,
     ):
         super().__init__(collect_device, prefix)
-        if expand_gallery and query_expansion is None:
-            raise ConfigError("expand_gallery needs the arguments of query_expansion")
+        if expand_gallery and query_expansion is False:
+            raise ConfigError("expand_gallery goes by query_expansion: set query_expansion=True")
         self.ranks = tuple(ranks)
         self.metric = metric
         self.use_cameras = use_cameras
-        self.rerank = rerank
-        self.query_expansion = query_expansion
+        self.rerank = _arguments(rerank)
+        self.query_expansion = _arguments(query_expansion)
         self.expand_gallery = expand_gallery
         self.false_rates = tuple(false_rates)
         self.out_file = None if out_file is None else Path(out_file)
@@ -108,6 +109,13 @@ class ReIDMetric(BaseMetric):
         if self.rerank is not None:
             return RerankedDistances(query, gallery, self.metric, **self.rerank)
         return Distances(query, gallery, self.metric)
+
+
+def _arguments(wish: bool | dict[str, Any]) -> dict[str, Any] | None:
+    """Arguments of what is wished for, or None if it is not."""
+    if isinstance(wish, bool):
+        return {} if wish else None
+    return dict(wish)
 
 
 def ranked_lists(

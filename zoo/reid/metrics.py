@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.metrics import auc
 
 from ..errors import DataError
 from .distances import Distances
@@ -196,7 +197,7 @@ class RocCurve:
     @property
     def area(self) -> float:
         """Area under the curve."""
-        return float(np.trapezoid(np.append(0, self.true_rates), np.append(0, self.false_rates)))
+        return float(auc(np.append(0, self.false_rates), np.append(0, self.true_rates)))
 
     def true_rate_at(self, false_rate: float) -> float:
         """Highest share of right pairs accepted with no more than a share of wrong ones."""

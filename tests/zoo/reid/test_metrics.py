@@ -264,6 +264,8 @@ def test_metric_reranks_expands_and_gives_the_curve():
     expanded = expand_descriptors(*case[:2], k=3)
     gallery = expand_descriptors(case[1], case[1], k=3)
     again = rank(RerankedDistances(expanded, gallery, "cosine", k1=10), *case[2:])
+    default = evaluate(case, rerank=True, query_expansion=True)
+    assert default["reid/mAP"] != pytest.approx(plain["reid/mAP"])
     actual = evaluate(
         case, rerank={"k1": 10}, query_expansion={"k": 3}, expand_gallery=True, ranks=(1,)
     )
