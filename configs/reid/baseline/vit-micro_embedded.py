@@ -40,3 +40,4 @@ train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=16, val_interval=4)
 val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(logger=dict(interval=32))
+custom_hooks = [dict(type="FinalTestHook")]
