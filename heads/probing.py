@@ -183,16 +183,26 @@ class TokenReader(nn.Module):
         return self
 
     def forward(self, images: torch.Tensor) -> dict[int, torch.Tensor]:
-        """Images (B, C, H, W) to tokens (B, 1 + N, D) by layer, without the 1 if no class token."""
+        """Images (B, C, H, W) to tokens (B, 1 + N, D) by layer, without the 1 if no class token.
+
+        Raises:
+            ValueError: If the network refuses, as some do to norm what is not their last layer.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            read = self.backbone.forward_intermediates(
-                images,
-                indices=sorted(set(self.layers)),
-                norm=self.final_norm,
-                stop_early=True,
-                intermediates_only=True,
-                **({"return_prefix_tokens": True} if self._gives_prefix else {}),
-            )
+            try:
+                read = self.backbone.forward_intermediates(
+                    images,
+                    indices=sorted(set(self.layers)),
+                    norm=self.final_norm,
+                    stop_early=True,
+                    intermediates_only=True,
+                    **({"return_prefix_tokens": True} if self._gives_prefix else {}),
+                )
+            except AssertionError as error:
+                raise ValueError(
+                    f"{type(self.backbone).__name__} cannot give its tokens so: {error}"
+                    f"{'; set final_norm=False' if self.final_norm else ''}"
+                ) from error
             return {
                 layer: self._tokens(features)
                 for layer, features in zip(sorted(set(self.layers)), read, strict=True)

@@ -1,10 +1,11 @@
-"""Measures speed, memory and multiply-adds of models, side by side; or speed of the kernels.
+"""Measures speed, memory and multiply-adds of models, side by side; or of kernels or poolings.
 
 python tools/benchmark.py biformer_tiny --against timm/resnet50 timm/swin_tiny_patch4_window7_224
 python tools/benchmark.py biformer_tiny --against biformer_tiny@reference
 python tools/benchmark.py biformer_small --bench inference --device cuda --amp bf16 --compile
 python tools/benchmark.py configs/detection/nat/CONFIG.py --shape 800 1333
 python tools/benchmark.py kernels window_attention --case swin_tiny --forward
+python tools/benchmark.py probing ep aim siglip --tokens 196 --dim 768
 """
 
 import argparse
@@ -15,8 +16,9 @@ from pathlib import Path
 import torch
 from timm.utils import ParseKwargs
 
+from visattn.heads.poolings import list_poolings
 from visattn.tools._cli import run
-from visattn.zoo.benchmark import kernel_report, kernels
+from visattn.zoo.benchmark import kernel_report, kernels, poolings
 from visattn.zoo.benchmark.cases import OPS, select_cases
 from visattn.zoo.benchmark.models import BENCHES, benchmark_models, label_of
 from visattn.zoo.benchmark.report import (
@@ -252,9 +254,72 @@ def benchmark_kernels(argv: Sequence[str]) -> None:
         raise UserError("\n  ".join(["not all results are right", *wrong]))
 
 
+def probing_parser() -> argparse.ArgumentParser:
+    """The command line for poolings."""
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py probing",
+        description="Measures poolings of frozen tokens, forward and in training, beside timm's "
+        "AttentionPoolLatent.",
+    )
+    parser.add_argument(
+        "poolings",
+        nargs="*",
+        metavar="POOLING",
+        help=f"{', '.join(list_poolings())} (default: all but cls)",
+    )
+    parser.add_argument("--tokens", type=positive, default=196, help="of an image (default: 196)")
+    parser.add_argument("--dim", type=positive, default=768, help="width (default: 768)")
+    parser.add_argument("--batch-size", type=positive, default=64, help="default: 64")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--forward", action="store_true", help="only the forward pass")
+    which.add_argument("--training", action="store_true", help="only training steps")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the accelerator if any)")
+    parser.add_argument(
+        "--dtype", choices=tuple(kernels.DTYPES), default="fp32", help="default: fp32"
+    )
+    parser.add_argument("--rounds", type=positive, default=5, help="turns of all poolings")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="seconds of timed steps of each, at least"
+    )
+    parser.add_argument("--threads", type=positive, help="threads on the CPU")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dirs/benchmark-probing"),
+        metavar="FILE",
+        help="FILE.csv and FILE.jsonl are appended to (default: %(default)s)",
+    )
+    return parser
+
+
+def benchmark_probing(argv: Sequence[str]) -> None:
+    """Measures poolings; raises what goes wrong."""
+    args = probing_parser().parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    stem = output_stem(args.out)
+    check_appendable(stem.with_name(stem.name + ".csv"), poolings.COLUMNS)
+    rows = poolings.benchmark_poolings(
+        args.poolings or [name for name in list_poolings() if name != "cls"],
+        pick_device(args.device),
+        args.tokens,
+        args.dim,
+        args.batch_size,
+        ("forward",) if args.forward else ("training",) if args.training else poolings.PASSES,
+        args.rounds,
+        args.seconds,
+        kernels.DTYPES[args.dtype],
+        say=lambda message: print(message, file=sys.stderr),
+    )
+    poolings.print_tables(rows)
+    written = append_rows(rows, stem, poolings.COLUMNS)
+    print(f"written to {', '.join(map(str, written))}")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "models": benchmark,
     "kernels": benchmark_kernels,
+    "probing": benchmark_probing,
 }
 
 

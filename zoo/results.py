@@ -3,13 +3,14 @@
 ``configs/**/metafile.yml`` follow OpenMMLab's schema (``Collections``; ``Models`` with ``Name``,
 ``In Collection``, ``Config``, ``Metadata``, ``Results``), with keys more. Each model has ``Model``,
 its name with timm, or ``mmdet/`` and its type, and ``Weights``, a path, address or remark on where
-they are to be had; where it is a backbone, ``Head``, what is on it. Each result has ``Source``:
-``paper``, ``log`` (of the authors, not in the paper) or ``measured``, and may have a ``Remark``.
+they are to be had; where it is a backbone, ``Head``, what is on it; where it is probed,
+``Parameters`` are those trained. Each result has ``Source``: ``paper``, ``log`` (of the authors,
+not in the paper) or ``measured``, and may have a ``Remark``.
 They are the only source of the tables between ``<!-- results:NAME -->`` and ``<!-- /results -->``
 in Markdown files, NAME being a collection's. Likewise those between
-``<!-- kernels:FILE -->`` or ``<!-- models:FILE -->`` and ``<!-- /results -->`` are of rows that
-``tools/benchmark.py`` wrote, FILE being their CSV file; and ``<!-- probing:FILE -->`` of those of
-``tools/probe.py``.
+``<!-- kernels:FILE -->``, ``models:FILE`` or ``poolings:FILE`` and ``<!-- /results -->`` are of
+rows that ``tools/benchmark.py`` wrote, FILE being their CSV file; and those of ``probing:FILE`` of
+rows of ``tools/probe.py``.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import torch
 import yaml
 
 from .. import backbones  # noqa: F401  registers the models
+from .benchmark.poolings import poolings_table
 from .benchmark.summary import TABLES as BENCHMARK_TABLES
 from .errors import UserError
 from .files import replacing
@@ -31,7 +33,7 @@ from .probing.summary import probing_table
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("paper", "log", "measured")
-TABLES = {**BENCHMARK_TABLES, "probing": probing_table}
+TABLES = {**BENCHMARK_TABLES, "poolings": poolings_table, "probing": probing_table}
 
 _BLOCK = re.compile(
     rf"(<!-- (?P<kind>results|{'|'.join(TABLES)}):(?P<name>[^>]+?) -->\n).*?(<!-- /results -->)",
@@ -148,11 +150,12 @@ def validate(results: Sequence[Result], root: Path = ROOT) -> list[str]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Results as a Markdown table; one column a metric, and one of heads where there are any."""
+    """Results as a Markdown table: a column a metric; heads and multiply-adds if there are any."""
     metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
     heads = ["Head"] if any(result.head for result in results) else []
+    macs = ["GMACs"] if any(result.macs for result in results) else []
     right = {"Parameters", "GMACs", *metrics}
-    start, end = ["Model", *heads, "Parameters", "GMACs", "Data"], ["Source", "Config", "Weights"]
+    start, end = ["Model", *heads, "Parameters", *macs, "Data"], ["Source", "Config", "Weights"]
     title = [*start, *metrics, *end]
     rows = [title, ["---:" if name in right else "---" for name in title]]
     for result in results:
@@ -161,7 +164,7 @@ def table(results: Sequence[Result]) -> str:
                 f"`{result.model}`",
                 *(result.head for _ in heads),
                 f"{result.parameters / 1e6:.2f} M",
-                f"{result.macs / 1e9:.2f}" if result.macs else "",
+                *(f"{result.macs / 1e9:.2f}" if result.macs else "" for _ in macs),
                 result.dataset,
                 *(str(result.metrics.get(name, "")) for name in metrics),
                 f"{result.source}: {result.remark}" if result.remark else result.source,

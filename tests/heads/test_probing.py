@@ -200,6 +200,12 @@ def test_no_gradient_of_the_network_is_needed_for_the_heads():
             "ResNet gives no class token",
         ),
         (lambda: TokenReader(network("vit")[0], keep="gap"), "keep must be"),
+        (
+            lambda: TokenReader(timm.create_model("hiera_tiny_224"), final_norm=True)(
+                torch.randn(1, 3, 224, 224)
+            ),
+            "normalization of features not supported; set final_norm=False",
+        ),
         (lambda: select_tokens(torch.randn(1, 4, 8), "all", False), "gives no class token"),
     ],
 )

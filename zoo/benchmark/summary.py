@@ -21,7 +21,7 @@ def kernels_table(path: Path) -> str:
         UserError: If the file has no such rows, or some twice, which would mix runs.
     """
     times: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
-    for row in _read(path, ("op", "case", "pass", "contestant", "p50_ms")):
+    for row in read_rows(path, ("op", "case", "pass", "contestant", "p50_ms")):
         if row["p50_ms"]:
             kinds = times.setdefault(row["op"], {}).setdefault(row["contestant"], {})
             cases = kinds.setdefault(row["pass"], {})
@@ -46,7 +46,7 @@ def kernels_table(path: Path) -> str:
                 [t / ours[kind][case] for case, t in kinds.get(kind, {}).items()] for kind in PASSES
             ]
             lines.append(["", name, *(f"{_span(r)} x" if r else DASH for r in ratios)])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def models_table(path: Path) -> str:
@@ -55,7 +55,7 @@ def models_table(path: Path) -> str:
     Raises:
         UserError: If the file has no such rows.
     """
-    rows = _read(path, ("model", "infer_samples_per_sec", "train_samples_per_sec"))
+    rows = read_rows(path, ("model", "infer_samples_per_sec", "train_samples_per_sec"))
     head = ["Model", "Inference img/s", "Training img/s", "Latency p20 / p50 / p80 ms"]
     head += ["Inference MiB", "Training MiB"]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
@@ -67,13 +67,18 @@ def models_table(path: Path) -> str:
         line.append(" / ".join(f"{float(row[f'infer_{p}_ms']):.0f}" for p in ("p20", "p50", "p80")))
         line += [f"{float(row[f'{bench}_peak_mib']):.0f}" for bench in ("infer", "train")]
         lines.append(line)
-    return _markdown(lines)
+    return markdown(lines)
 
 
 TABLES = {"kernels": kernels_table, "models": models_table}
 
 
-def _read(path: Path, columns: Sequence[str]) -> list[Mapping[str, str]]:
+def read_rows(path: Path, columns: Sequence[str]) -> list[Mapping[str, str]]:
+    """Rows of a CSV file.
+
+    Raises:
+        UserError: If there is none, or it lacks a column.
+    """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     with path.open(newline="") as file:
@@ -89,5 +94,6 @@ def _span(values: Iterable[float]) -> str:
     return f" {DASH} ".join(dict.fromkeys(ends))
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of lines of cells, the second of which says how they are aligned."""
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

@@ -10,6 +10,5 @@ default_scope = "visattn"
 
 model = dict(
     backbone=dict(model_name="hiera_large_224.mae", pretrained=True),
-    final_norm=True,
 )
 default_hooks = dict(checkpoint=dict(save_best="probe/best/top1"))
