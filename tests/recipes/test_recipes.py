@@ -22,7 +22,7 @@ RECIPES = sorted(
     path
     for path in CONFIGS.rglob("*.py")
     if path.parent.parent.parent == CONFIGS
-    and path.parent.name != "_base_"
+    and "_base_" not in path.parts
     and not path.stem.endswith("_embedded")
 )
 BATCH = 2
