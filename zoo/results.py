@@ -150,12 +150,11 @@ def validate(results: Sequence[Result], root: Path = ROOT) -> list[str]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Results as a Markdown table: a column a metric; heads and multiply-adds if there are any."""
+    """Results as a Markdown table; one column a metric, and one of heads where there are any."""
     metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
     heads = ["Head"] if any(result.head for result in results) else []
-    macs = ["GMACs"] if any(result.macs for result in results) else []
     right = {"Parameters", "GMACs", *metrics}
-    start, end = ["Model", *heads, "Parameters", *macs, "Data"], ["Source", "Config", "Weights"]
+    start, end = ["Model", *heads, "Parameters", "GMACs", "Data"], ["Source", "Config", "Weights"]
     title = [*start, *metrics, *end]
     rows = [title, ["---:" if name in right else "---" for name in title]]
     for result in results:
@@ -164,7 +163,7 @@ def table(results: Sequence[Result]) -> str:
                 f"`{result.model}`",
                 *(result.head for _ in heads),
                 f"{result.parameters / 1e6:.2f} M",
-                *(f"{result.macs / 1e9:.2f}" if result.macs else "" for _ in macs),
+                f"{result.macs / 1e9:.2f}" if result.macs else "",
                 result.dataset,
                 *(str(result.metrics.get(name, "")) for name in metrics),
                 f"{result.source}: {result.remark}" if result.remark else result.source,

@@ -81,6 +81,8 @@ class FeatureDataset(Dataset):
         DataError: If they are not all there.
     """
 
+    is_random = False
+
     def __init__(self, folder: str | Path):
         self.record, self.features, self.labels = open_features(folder)
 

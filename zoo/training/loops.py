@@ -33,7 +33,8 @@ class SeededDataset(Dataset):
     """Gives (index, seeds) pairs their sample, having seeded all generators.
 
     Args:
-        dataset: Data set whose attributes remain reachable, also to set them.
+        dataset: Data set whose attributes remain reachable, also to set them. One that says
+            ``is_random = False`` needs no seeds, which take longer than to read features.
     """
 
     __getitems__ = None
@@ -58,7 +59,8 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, tuple[int, ...]]) -> Any:
         index, seeds = key
-        seed_all(*seeds)
+        if getattr(self.dataset, "is_random", True):
+            seed_all(*seeds)
         return self.dataset[index]
 
 

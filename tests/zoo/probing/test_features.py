@@ -14,6 +14,7 @@ from visattn.zoo.probing import features as features_module
 from visattn.zoo.probing.data import FeatureDataset, FewShot
 from visattn.zoo.probing.features import cache_features, fingerprint, open_features
 from visattn.zoo.registry import register_all
+from visattn.zoo.training.loops import SeededDataset
 
 register_all()
 
@@ -171,6 +172,14 @@ def test_that_have_no_room_are_refused_before(cache, monkeypatch):
     monkeypatch.setattr(features_module.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ValueError, match="GB free: set probing.cache_dir"):
         cache()
+
+
+def test_need_no_seeds(cache):
+    """A loader that seeds all generators for each sample leaves them alone."""
+    dataset = FeatureDataset(cache())
+    seeded, before = SeededDataset(dataset), torch.get_rng_state()
+    assert torch.equal(seeded[3, (1, 2)]["features"]["2"], dataset[3]["features"]["2"])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class TestFewShot:
