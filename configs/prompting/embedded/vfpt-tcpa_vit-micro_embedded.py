@@ -1,4 +1,4 @@
 # python tools/train.py configs/prompting/embedded/vfpt-tcpa_vit-micro_embedded.py
-_base_ = "../_base_/embedded/glyphs.py"
+_base_ = "../_base_/embedded/turned_digits.py"
 
-model = dict(prompts=dict(type="tcpa", host="vfpt", random_epoch=1))
+model = dict(prompts=dict(type="tcpa", host="vfpt", random_epoch=0))

@@ -1,4 +1,4 @@
 # python tools/train.py configs/prompting/embedded/vpt-deep_vit-micro_embedded.py
-_base_ = "../_base_/embedded/glyphs.py"
+_base_ = "../_base_/embedded/turned_digits.py"
 
 model = dict(prompts=dict(type="vpt_deep", length=10))

@@ -55,9 +55,9 @@ optim_wrapper = dict(
     paramwise_cfg=dict(decay_vectors=True),
 )
 param_scheduler = dict(
-    type="WarmupCosineLR", T_max=5, warmup=1, warmup_lr=1e-4, convert_to_iter_based=True
+    type="WarmupCosineLR", T_max=20, warmup=2, warmup_lr=1e-4, convert_to_iter_based=True
 )
-train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=5, val_interval=5)
+train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=20, val_interval=20)
 val_cfg = dict()
 test_cfg = dict()
 
