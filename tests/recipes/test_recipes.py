@@ -101,8 +101,9 @@ def test_recipe_trains_its_true_model(path, scenes, tmp_path):
     smaller(cfg.train_dataloader, REDUCTION[task])
     smaller(cfg.model.get("data_preprocessor") or {}, REDUCTION[task])
     fewer_regions(cfg.model)
-    cfg.train_dataloader.update(batch_size=BATCH, drop_last=True)
-    cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.update(batch_size=BATCH, num_workers=0, persistent_workers=False)
+    if "batch_sampler" not in cfg.train_dataloader:
+        cfg.train_dataloader.drop_last = True
     if cfg.train_dataloader.get("sampler", {}).get("type") == "IdentitySampler":
         cfg.train_dataloader.sampler.update(PAIRS)
         cfg.train_dataloader.batch_size = math.prod(PAIRS.values())
