@@ -67,7 +67,8 @@ class ReIDMetric(BaseMetric):
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         for sample in data_samples:
-            self.results.append({**sample, "descriptor": sample["descriptor"].cpu()})
+            # A view would take its whole batch along to other processes.
+            self.results.append({**sample, "descriptor": sample["descriptor"].cpu().clone()})
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:
         query, gallery = (
