@@ -82,7 +82,9 @@ class ImageDataset(Dataset):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        index, image = self._read(index)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")  # which ends a loop over the images
+        index, image = self._read(index % len(self))
         for transform in self.transforms:
             image = transform(image)
         return {"inputs": to_byte_tensor(image), **self.describe(index)}

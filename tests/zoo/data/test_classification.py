@@ -50,6 +50,14 @@ def test_samples_have_image_label_and_path(folder):
     assert dataset.image_size == (16, 16)
 
 
+def test_a_loop_over_the_images_ends(folder):
+    dataset = ImageFolder(folder, PIPELINE)
+    assert [grey(sample) for sample in dataset] == [grey(dataset[i]) for i in range(9)]
+    assert grey(dataset[-1]) == grey(dataset[8])
+    with pytest.raises(IndexError, match="image 9 of 9"):
+        dataset[9]
+
+
 def test_class_list_orders_and_selects(folder):
     (folder / "names.txt").write_text("cat\nant\n")
     for classes in (["cat", "ant"], folder / "names.txt"):
