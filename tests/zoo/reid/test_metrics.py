@@ -195,7 +195,7 @@ def reranked_by_loops(features, queries, k1, k2, original):
 
 
 @pytest.mark.parametrize(
-    ("k1", "k2", "original", "block"), [(20, 6, 0.3, 2**20), (7, 1, 0.0, 100), (90, 3, 0.5, 300)]
+    ("k1", "k2", "original", "block"), [(20, 6, 0.3, 2**20), (7, 1, 0.0, 100), (90, 3, 0.5, 4096)]
 )
 def test_reranking_is_the_definition(k1, k2, original, block, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK", block)
