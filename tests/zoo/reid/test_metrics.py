@@ -173,13 +173,14 @@ def reranked_by_loops(features, queries, k1, k2, original):
     def reciprocal(i, k):
         return {j for j in order[i, : k + 1] if i in order[j, : k + 1]}
 
+    wide = [reciprocal(i, k1) for i in range(count)]
+    narrow = [reciprocal(i, round(k1 / 2)) for i in range(count)]
     encoded = np.zeros((count, count))
     for i in range(count):
-        members = reciprocal(i, k1)
-        for j in reciprocal(i, k1):
-            others = reciprocal(j, round(k1 / 2))
-            if len(others & reciprocal(i, k1)) > 2 / 3 * len(others):
-                members |= others
+        members = set(wide[i])
+        for j in wide[i]:
+            if len(narrow[j] & wide[i]) > 2 / 3 * len(narrow[j]):
+                members |= narrow[j]
         for j in members:
             encoded[i, j] = np.exp(-squares[i, j])
         encoded[i] /= encoded[i].sum()
