@@ -84,7 +84,7 @@ def test_a_summary_has_mean_and_deviation(tmp_path):
     assert (summary["last_top1_mean"], summary["last_top1_std"]) == (59, 10)
     write_rows([summary], tmp_path / "summary.csv", SUMMARY)
     assert probing_table(tmp_path / "summary.csv").splitlines()[2] == (
-        "| EP | `ep` of patches | 12,345 | 59.00 ± 10.00 | 2.00 ms |"
+        "| EP | `ep` of patches | 12,345 | 59.00 ± 10.00 |"
     )
 
 

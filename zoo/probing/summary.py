@@ -67,14 +67,13 @@ def probing_table(path: Path) -> str:
         rows = list(csv.DictReader(file))
     if not rows or any(column not in rows[0] for column in SUMMARY):
         raise UserError(f"{path} is no summary of tools/probe.py: it needs {', '.join(SUMMARY)}")
-    lines = ["| Head | Pooling | Trainable parameters | Top-1 % | Head's training step |\n"]
-    lines.append("| --- | --- | ---: | ---: | ---: |\n")
+    lines = [
+        "| Head | Pooling | Trainable parameters | Top-1 % |\n",
+        "| --- | --- | ---: | ---: |\n",
+    ]
     for row in rows:
         tokens = {"all": " of class token and patches", "cls": ""}.get(row["tokens"], " of patches")
-        step = f"{float(row['step_ms']):.2f} ms" if row["step_ms"] else ""
         pooling = f"`{row['pooling'].removesuffix('_all')}`{tokens}"
-        lines.append(
-            f"| {row['head']} | {pooling} | {int(row['parameters']):,} | "
-            f"{spread(row, 'last_top1')} | {step} |\n"
-        )
+        parameters, top1 = f"{int(row['parameters']):,}", spread(row, "last_top1")
+        lines.append(f"| {row['head']} | {pooling} | {parameters} | {top1} |\n")
     return "".join(lines)
