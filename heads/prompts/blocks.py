@@ -132,7 +132,9 @@ class AdaptedBlock(Block):
         self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
     ) -> torch.Tensor:
         """Tokens (B, N, D) to the same shape."""
-        attended = self.attn(self.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+        # Attention of older timm does not know is_causal.
+        options = {"attn_mask": attn_mask, **({"is_causal": True} if is_causal else {})}
+        attended = self.attn(self.norm1(x), **options)
         x = x + self.drop_path1(self.ls1(attended))
         return x + self.adapter(x) + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 

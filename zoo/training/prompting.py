@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from torch import nn
 
@@ -128,19 +128,24 @@ class FinalTestHook(Hook):
     """Tests the last weights, and those that were best on the validation set, after training.
 
     The figures go to the log and to ``test_results.json`` of the working folder. The test set has
-    no part in the choice. Not to be used beside an average of weights.
+    no part in the choice.
     """
 
     priority = "LOWEST"
 
     def before_train(self, runner: Any) -> None:
-        """Checks that there is something to test on.
+        """Checks that there is something to test on, and one set of weights to test.
 
         Raises:
             ConfigError: If there is not.
         """
         if runner.cfg.get("test_dataloader") is None:
             raise ConfigError("FinalTestHook needs a test_dataloader, test_cfg and test_evaluator")
+        if any(isinstance(hook, EMAHook) for hook in runner.hooks):
+            raise ConfigError(
+                "FinalTestHook tests the weights of checkpoints, not their average: remove it, and "
+                "test with tools/test.py"
+            )
 
     def after_train(self, runner: Any) -> None:
         """Tests."""

@@ -169,6 +169,12 @@ def test_last_and_best_on_validation_are_tested(train, overrides, tmp_path):
     assert all(torch.equal(saved[n], v) for n, v in trained(runner.bare_model).items())
 
 
+def test_final_test_is_not_of_averages(make_runner):
+    hooks = [{"type": "FinalTestHook"}, {"type": "ModelEmaHook"}]
+    with pytest.raises(ConfigError, match="not their average"):
+        make_runner(custom_hooks=hooks).train()
+
+
 @pytest.mark.parametrize(
     ("batch_size", "options", "message"),
     [
