@@ -236,14 +236,23 @@ def probe_config(classification_config, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory):
-    """Six embedded scenes to train on and four to test, as COCO and as maps of classes."""
+def embedded_root(tmp_path_factory):
+    """A folder with ``data/embedded``: digits, six scenes to train on, four to test, few people."""
     from visattn.zoo.data import embedded, pedestrians
 
+    root = tmp_path_factory.mktemp("embedded")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded, "SCENES", {"train": 6, "val": 4})
+        patch.setattr(embedded, "GLYPHS_PER_SCAN", 0)
         patch.setattr(pedestrians, "PEOPLE", {"train": 4, "test": 2})
-        return embedded.make_embedded(tmp_path_factory.mktemp("embedded") / "data") / "scenes"
+        embedded.make_embedded(root / "data/embedded")
+    return root
+
+
+@pytest.fixture(scope="session")
+def scenes(embedded_root):
+    """Folder of the embedded scenes, as COCO and as maps of classes."""
+    return embedded_root / "data/embedded/scenes"
 
 
 _DENSE_MODELS = {

@@ -18,20 +18,9 @@ from visattn.tools.browse import (
     with_semantic,
 )
 from visattn.zoo.config import load_config
-from visattn.zoo.data import embedded
 
 CLASSES = ("cat", "dog", "owl")
 CONFIGS = Path(__file__).parents[2] / "configs"
-
-
-@pytest.fixture(scope="module")
-def embedded_data(tmp_path_factory):
-    """A folder that holds few embedded scenes where recipes look for them."""
-    root = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "SCENES", {"train": 6, "val": 2})
-        embedded.make_embedded(root / "data" / "embedded")
-    return root
 
 
 @pytest.fixture
@@ -145,8 +134,8 @@ def test_an_image_without_objects_says_so():
         "segmentation/biformer/upernet_biformer-micro_embedded.py",
     ],
 )
-def test_scenes_are_drawn_with_their_annotations(recipe, embedded_data, tmp_path, monkeypatch):
-    monkeypatch.chdir(embedded_data)
+def test_scenes_are_drawn_with_their_annotations(recipe, embedded_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(embedded_root)
     out = tmp_path / "scenes.png"
     assert main([str(CONFIGS / recipe), "--number", "2", "--out", str(out)]) == 0
     assert np.asarray(Image.open(out).convert("RGB")).std() > 20

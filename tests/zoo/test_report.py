@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,6 @@ from mmengine.registry import MODELS
 
 from visattn.zoo import demo, report
 from visattn.zoo.config import load_config
-from visattn.zoo.data import embedded
 from visattn.zoo.errors import DataError
 from visattn.zoo.report import Step, choose_samples, read_scalars, write_report, write_steps
 
@@ -19,12 +19,10 @@ CONFIG = demo.ROOT / demo.CONFIG
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(embedded_root, tmp_path_factory):
     """A working folder with embedded data, of which a demo would not make more."""
     folder = tmp_path_factory.mktemp("folder")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "SCENES", {"train": 1, "val": 1})
-        embedded.make_embedded(folder / "data/embedded")
+    shutil.copytree(embedded_root, folder, dirs_exist_ok=True)
     return folder
 
 

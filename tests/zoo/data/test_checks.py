@@ -22,16 +22,6 @@ CLASSES = ("cat", "dog", "owl")
 CONFIGS = Path(__file__).parents[3] / "configs"
 
 
-@pytest.fixture(scope="module")
-def embedded_data(tmp_path_factory):
-    """A folder that holds few embedded scenes where recipes look for them."""
-    root = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "SCENES", {"train": 6, "val": 2})
-        embedded.make_embedded(root / "data" / "embedded")
-    return root
-
-
 def coco(**changes):
     """A sound file of two images and 200 objects, with changes."""
     content = {
@@ -247,25 +237,25 @@ def check_recipe(recipe, root, monkeypatch, **overrides):
     return check_dataset(DATASETS.build(cfg.train_dataloader.dataset), cfg.model)
 
 
-def test_objects_of_a_detection_recipe(embedded_data, monkeypatch):
+def test_objects_of_a_detection_recipe(embedded_root, monkeypatch):
     recipe = "detection/biformer/mask-rcnn_biformer-micro_embedded.py"
-    report = check_recipe(recipe, embedded_data, monkeypatch)
-    path = embedded_data / "data/embedded/scenes/annotations/instances_train2017.json"
+    report = check_recipe(recipe, embedded_root, monkeypatch)
+    path = embedded_root / "data/embedded/scenes/annotations/instances_train2017.json"
     objects = json.loads(path.read_text())["annotations"]
     assert tuple(report.counts) == embedded.CLASSES
     assert sum(report.counts.values()) == len(objects)
 
 
-def test_pixels_of_a_segmentation_recipe(embedded_data, monkeypatch):
+def test_pixels_of_a_segmentation_recipe(embedded_root, monkeypatch):
     recipe = "segmentation/biformer/upernet_biformer-micro_embedded.py"
-    report = check_recipe(recipe, embedded_data, monkeypatch)
+    report = check_recipe(recipe, embedded_root, monkeypatch)
     assert sum(report.counts.values()) == 6 * embedded.SIZE**2
     assert next(iter(report.counts)) == "background"
 
 
-def test_recipe_with_too_few_classes_is_named(embedded_data, monkeypatch):
+def test_recipe_with_too_few_classes_is_named(embedded_root, monkeypatch):
     recipe = "detection/biformer/mask-rcnn_biformer-micro_embedded.py"
     heads = ("bbox_head", "mask_head")
     overrides = {f"model.roi_head.{head}.num_classes": 4 for head in heads}
     with pytest.raises(DataError, match="the model has 4 classes .* read with 10"):
-        check_recipe(recipe, embedded_data, monkeypatch, **overrides)
+        check_recipe(recipe, embedded_root, monkeypatch, **overrides)

@@ -21,6 +21,7 @@ SPLITS = ("train", "val")
 def small_scenes():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded, "SCENES", {"train": 24, "val": 12})
+        patch.setattr(embedded, "GLYPHS_PER_SCAN", 0)
         patch.setattr(pedestrians, "PEOPLE", {"train": 6, "test": 4})
         yield
 
@@ -94,10 +95,15 @@ def test_splits_share_no_photograph():
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_glyphs_show_each_scan_of_a_split_twice(data, split):
+def test_glyphs_show_each_scan_of_a_split(tmp_path, small_scenes, monkeypatch, split):
+    few = {name: (x[:60], y[:60]) for name, (x, y) in embedded._split_scans(0).items()}
+    monkeypatch.setattr(embedded, "_split_scans", lambda seed: few)
+    monkeypatch.setattr(embedded, "SCENES", {"train": 1, "val": 1})
+    monkeypatch.setattr(embedded, "GLYPHS_PER_SCAN", 2)
+    data = make_embedded(tmp_path / "data")
     glyphs, digits = (ImageFolder(data / kind / split) for kind in ("glyphs", "digits"))
     assert [x // 2 for x in np.bincount(glyphs.targets)] == np.bincount(digits.targets).tolist()
-    assert {glyphs[i][0].size for i in range(0, len(glyphs), 97)} == {(64, 64)}
+    assert {image.size for image, _ in glyphs} == {(64, 64)}
 
 
 def test_categories_are_the_ten_digits(coco):
