@@ -63,6 +63,8 @@ def fewer_regions(node: Any) -> None:
     if isinstance(node, dict):
         if node.get("type") == "RandomSampler":
             node["num"] = min(node["num"], REGIONS)
+        if "max_per_img" in node:
+            node["max_per_img"] = min(node["max_per_img"], REGIONS)
         node = node.values()
     if not isinstance(node, str) and hasattr(node, "__iter__"):
         for item in node:
