@@ -14,7 +14,7 @@ from ...heads.poolings import split_name
 from ...heads.probing import ProbeHead, TokenReader, select_tokens
 from ..checkpoint import StateDict, load_checkpoint
 from ..errors import ConfigError
-from ..training.classifier import ImagePreprocessor, check_images
+from ..training.classifier import ImagePreprocessor, check_images, to_model
 
 __all__ = ["HeadSpec", "Probe", "ProbePreprocessor", "expand_heads"]
 
@@ -232,14 +232,8 @@ def load_encoder(network: nn.Module, checkpoint: str) -> None:
     ignore = [f"{name}." for name in classifiers if f"{name}.weight" not in names]
 
     def convert(model: nn.Module, state_dict: StateDict) -> StateDict:
-        if any(name.startswith("backbone.") for name in state_dict):
-            return {
-                name.removeprefix("backbone."): value
-                for name, value in state_dict.items()
-                if name.startswith("backbone.")
-            }
-        own = getattr(model, "convert_state_dict", None)
-        return own(model, state_dict) if own else state_dict
+        of_run = {k: v for k, v in state_dict.items() if k.startswith("backbone.")}
+        return to_model(model, of_run or state_dict)
 
     load_checkpoint(network, checkpoint, ignore=ignore, convert=convert)
     for name, value in network.state_dict().items():

@@ -133,7 +133,7 @@ class TimmModel(BaseModel):
     ):
         model = timm.create_model(**backbone)
         if checkpoint is not None:
-            load_checkpoint(model, checkpoint, ignore=checkpoint_ignore, convert=_to_model)
+            load_checkpoint(model, checkpoint, ignore=checkpoint_ignore, convert=to_model)
         super().__init__(
             {
                 "type": "ImagePreprocessor",
@@ -156,7 +156,7 @@ class TimmModel(BaseModel):
         """
 
 
-def _to_model(model: nn.Module, state_dict: StateDict) -> StateDict:
+def to_model(model: nn.Module, state_dict: StateDict) -> StateDict:
     """Weights of a model, or of a run that has it as its backbone, as the model's own."""
     prefix = "backbone."
     if all(name.startswith(prefix) for name in state_dict):
