@@ -4,7 +4,8 @@ python tools/seeds.py configs/reid/baseline/vit-micro_embedded.py \\
     configs/reid/dcal/dcal-micro_embedded.py --seeds 0 1 2
 
 Runs go to ``WORK_DIR/<configuration>/seed<N>``. Those that are finished are not run again, and
-those that broke off continue.
+those that broke off continue. ``python -m visattn.zoo.results`` puts the table of ``--out FILE``
+between ``<!-- seeds:FILE -->`` and ``<!-- /results -->`` of a Markdown file.
 """
 
 import argparse
@@ -30,6 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--work-dir", type=Path, default=Path("work_dirs"), help="folder of the runs' folders"
     )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="CSV file of the table's figures")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -40,19 +42,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def compare(argv: Sequence[str] | None = None) -> dict[str, list[dict[str, float]]]:
-    """Runs the command and returns metrics by configuration; raises what goes wrong."""
+def compare(argv: Sequence[str] | None = None) -> dict[str, dict[int, dict[str, float]]]:
+    """Runs the command and returns metrics by configuration and seed; raises what goes wrong."""
     args = parse_args(argv)
-    from visattn.zoo.seeds import table, train_seed
+    from visattn.zoo.seeds import table, train_seed, write_rows
 
-    results: dict[str, list[dict[str, float]]] = {Path(config).stem: [] for config in args.configs}
+    results: dict[str, dict[int, dict[str, float]]] = {Path(c).stem: {} for c in args.configs}
     # Seed by seed: what is broken off has compared all configurations on some.
     for seed in args.seeds:
         for config in args.configs:
             name = Path(config).stem
             folder = args.work_dir / name / f"seed{seed}"
-            results[name].append(train_seed(config, seed, folder, args.cfg_options))
-    print(table(results, args.metrics), end="")
+            results[name][seed] = train_seed(config, seed, folder, args.cfg_options)
+    print(
+        table({name: list(runs.values()) for name, runs in results.items()}, args.metrics), end=""
+    )
+    if args.out:
+        write_rows(results, args.out, args.metrics)
     return results
 
 

@@ -9,8 +9,8 @@ not in the paper) or ``measured``, and may have a ``Remark``.
 They are the only source of the tables between ``<!-- results:NAME -->`` and ``<!-- /results -->``
 in Markdown files, NAME being a collection's. Likewise those between
 ``<!-- kernels:FILE -->``, ``models:FILE`` or ``poolings:FILE`` and ``<!-- /results -->`` are of
-rows that ``tools/benchmark.py`` wrote, FILE being their CSV file; and those of ``probing:FILE`` of
-rows of ``tools/probe.py``.
+rows that ``tools/benchmark.py`` wrote, FILE being their CSV file; those of ``probing:FILE`` of
+rows of ``tools/probe.py``, and those of ``seeds:FILE`` of rows of ``tools/seeds.py``.
 """
 
 import argparse
@@ -30,10 +30,16 @@ from .benchmark.summary import TABLES as BENCHMARK_TABLES
 from .errors import UserError
 from .files import replacing
 from .probing.summary import probing_table
+from .seeds import seeds_table
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("paper", "log", "measured")
-TABLES = {**BENCHMARK_TABLES, "poolings": poolings_table, "probing": probing_table}
+TABLES = {
+    **BENCHMARK_TABLES,
+    "poolings": poolings_table,
+    "probing": probing_table,
+    "seeds": seeds_table,
+}
 
 _BLOCK = re.compile(
     rf"(<!-- (?P<kind>results|{'|'.join(TABLES)}):(?P<name>[^>]+?) -->\n).*?(<!-- /results -->)",

@@ -1,17 +1,18 @@
 """Configurations trained with several seeds, and what comes of them."""
 
+import csv
 import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import load_config
 from .errors import UserError
-from .training.prompting import TEST_RESULTS
-from .training.runner import build_runner
+from .files import replacing
 
-__all__ = ["table", "train_seed"]
+__all__ = ["seeds_table", "table", "train_seed", "write_rows"]
+
+COLUMNS = ("config", "seed", "metric", "value")
 
 _FINAL = "final.json"
 
@@ -34,6 +35,10 @@ def train_seed(
     Raises:
         UserError: If the configuration validates nothing.
     """
+    from .config import load_config
+    from .training.prompting import TEST_RESULTS
+    from .training.runner import build_runner
+
     folder = Path(folder)
     if (folder / _FINAL).is_file():
         return json.loads((folder / _FINAL).read_text())
@@ -76,3 +81,43 @@ def table(
             cells.append(f"{statistics.fmean(values):.1f}{spread}" if values else "")
         rows.append([name, str(len(runs)), *cells])
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def write_rows(
+    results: Mapping[str, Mapping[int, Mapping[str, float]]],
+    path: str | Path,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Writes figures as CSV, a row each, in the place of a file of that name.
+
+    Args:
+        results: Metrics by configuration and seed.
+        path: The file; ``seeds_table`` makes a table of it.
+        names: Metrics to write; all by default.
+    """
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for config, runs in results.items():
+            for seed, metrics in runs.items():
+                chosen = metrics if names is None else [name for name in names if name in metrics]
+                writer.writerows((config, seed, name, metrics[name]) for name in chosen)
+
+
+def seeds_table(path: Path) -> str:
+    """A Markdown table of a CSV file of ``tools/seeds.py``; see ``table``.
+
+    Raises:
+        UserError: If there is no such file, or it has no such rows.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}")
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or any(column not in rows[0] for column in COLUMNS):
+        raise UserError(f"{path} is no result of tools/seeds.py: it needs {', '.join(COLUMNS)}")
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        runs = results.setdefault(row["config"], {})
+        runs.setdefault(row["seed"], {})[row["metric"]] = float(row["value"])
+    return table({f"`{config}`": list(runs.values()) for config, runs in results.items()})

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from visattn.tools.seeds import compare, main
-from visattn.zoo.seeds import table
+from visattn.zoo.errors import UserError
+from visattn.zoo.seeds import seeds_table, table, write_rows
 
 RUNS = {
     "a": [
@@ -29,12 +30,30 @@ def test_table_shows_what_is_asked_for():
     assert table(RUNS, ["rank1"]).splitlines()[2] == "| a | 3 | 22.0 ± 3.5 |"
 
 
+def test_written_figures_give_the_same_table(tmp_path):
+    runs = {name: dict(enumerate(own)) for name, own in RUNS.items()}
+    write_rows(runs, tmp_path / "seeds.csv", ["mAP"])
+    shown = seeds_table(tmp_path / "seeds.csv").replace("`", "")
+    assert shown == table(RUNS, ["mAP"])
+
+
+@pytest.mark.parametrize("content", [None, "", "config,seed\na,0\n"])
+def test_table_of_no_figures_is_an_error(tmp_path, content):
+    path = tmp_path / "seeds.csv"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"seeds\.csv"):
+        seeds_table(path)
+
+
 def test_each_seed_is_trained_once(classification_config, tmp_path):
     options = ["--seeds", "1", "2", "--work-dir", str(tmp_path / "runs")]
     options += ["--cfg-options", "train_cfg.max_epochs=1", "train_cfg.val_interval=1"]
     found = compare([str(classification_config), *options])
     folders = [tmp_path / "runs" / "tiny" / f"seed{seed}" for seed in (1, 2)]
-    assert found["tiny"] == [json.loads((folder / "final.json").read_text()) for folder in folders]
+    assert list(found["tiny"].values()) == [
+        json.loads((folder / "final.json").read_text()) for folder in folders
+    ]
     times = [(folder / "epoch_1.pth").stat().st_mtime_ns for folder in folders]
     assert compare([str(classification_config), *options]) == found
     assert [(folder / "epoch_1.pth").stat().st_mtime_ns for folder in folders] == times
@@ -47,7 +66,7 @@ def test_figures_are_of_the_test_set_where_there_is_one(classification_config, t
     text = classification_config.read_text() + "custom_hooks = [dict(type='FinalTestHook')]\n"
     classification_config.write_text(text)
     options = ["--seeds", "0", "--work-dir", str(tmp_path), "--cfg-options"]
-    (found,) = compare([str(classification_config), *options, "train_cfg.max_epochs=1"])["tiny"]
+    found = compare([str(classification_config), *options, "train_cfg.max_epochs=1"])["tiny"][0]
     results = json.loads((tmp_path / "tiny" / "seed0" / "test_results.json").read_text())
     assert found["accuracy/top1"] == results["last"]["accuracy/top1"]
     for name, value in results.get("best_on_val", {}).items():
