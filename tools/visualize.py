@@ -6,6 +6,12 @@ attention of all other layers, those of timm's Vision Transformers too.
 
 python tools/visualize.py biformer_tiny photo.jpg --checkpoint FILE --query 120,80
 python tools/visualize.py CONFIG.py digit.png --checkpoint work_dirs/demo/epoch_20.pth
+
+Of re-identification it draws ranked lists, as tools/test.py --out lists.json writes them: queries,
+what DCAL's global-local cross-attention selects on them, and what was found, framed in green where
+it is right and in red where it is wrong.
+
+python tools/visualize.py CONFIG.py lists.json --checkpoint work_dirs/NAME/epoch_60.pth --out DIR
 """
 
 import argparse
@@ -48,23 +54,26 @@ def build_model(
         CheckpointError: If the checkpoint does not fit.
     """
     kwargs = dict(model_kwargs or {})
+    heads = []
     if name.endswith(".py"):
         from visattn.zoo.config import load_config
 
         cfg = load_config(name)
-        if cfg.model.type != "ImageClassifier":
+        if cfg.model.type not in ("ImageClassifier", "ReIdentifier"):
             raise UserError(
-                f"{name} describes a {cfg.model.type}, not an ImageClassifier: give the name of "
-                "its backbone, with --model-kwargs"
+                f"{name} describes a {cfg.model.type}, not an ImageClassifier or ReIdentifier: "
+                "give the name of its backbone, with --model-kwargs"
             )
         backbone = cfg.model.backbone.to_dict()
+        if cfg.model.type == "ReIdentifier":
+            backbone["num_classes"], heads = 0, ["head.", "glca_head."]
         name, kwargs = backbone.pop("model_name"), {**backbone, **kwargs}
     elif not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), 3) or ["see timm.list_models()"]
         raise UserError(f"there is no model {name!r}; near it: {', '.join(near)}")
     model = timm.create_model(name, **kwargs).eval()
     if checkpoint is not None:
-        load_checkpoint(model, checkpoint, ignore=[model.pretrained_cfg["classifier"]])
+        load_checkpoint(model, checkpoint, ignore=[model.pretrained_cfg["classifier"], *heads])
     return model
 
 
@@ -118,7 +127,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="timm's name of the model, or a classification config (.py)")
-    parser.add_argument("image", help="image file")
+    parser.add_argument("image", help="image file, or ranked lists of re-identification (.json)")
     parser.add_argument("--checkpoint", help="weights, in the authors' layout or ours")
     parser.add_argument(
         "--query", type=parse_query, metavar="X,Y", help="pixel of the file (default: its centre)"
@@ -131,14 +140,48 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--model-kwargs", nargs="+", default={}, action=ParseKwargs, metavar="KEY=VALUE"
     )
     parser.add_argument(
-        "--out", default="attention.png", help="file to write (default: %(default)s)"
+        "--out", help="file to write, or folder of ranked lists (default: attention.png, rankings)"
     )
+    lists = parser.add_argument_group("ranked lists")
+    lists.add_argument("--count", type=int, default=10, help="how many found (default: 10)")
+    lists.add_argument("--limit", type=int, default=100, help="most queries (default: 100)")
     return parser.parse_args(argv)
 
 
 def visualize(argv: Sequence[str] | None = None) -> None:
     """Runs the command; raises what goes wrong."""
     args = parse_args(argv)
+    if args.image.endswith(".json"):
+        _visualize_rankings(args)
+    else:
+        _visualize_attention(args)
+
+
+def _visualize_rankings(args: argparse.Namespace) -> None:
+    from visattn.zoo.config import load_config
+    from visattn.zoo.inference.predictors import image_pipeline, load_weights
+    from visattn.zoo.models import build_configured
+    from visattn.zoo.reid.drawing import draw_rankings, patch_selector, read_rankings
+
+    queries = read_rankings(args.image)
+    cfg = load_config(args.model)
+    if cfg.model.type != "ReIdentifier":
+        raise UserError(
+            f"{args.model} describes a {cfg.model.type}; ranked lists are of a ReIdentifier"
+        )
+    selected = None
+    if args.checkpoint is None:
+        print("no --checkpoint: what DCAL selects is not shown")
+    else:
+        model = build_configured(cfg)
+        load_weights(model, args.checkpoint)
+        selected = patch_selector(model, image_pipeline(cfg))
+    drawn = draw_rankings(queries, args.out or "rankings", args.count, args.limit, selected)
+    print(f"{len(drawn)} of {len(queries)} queries drawn in {args.out or 'rankings'}")
+
+
+def _visualize_attention(args: argparse.Namespace) -> None:
+    out = Path(args.out or "attention.png")
     model = build_model(args.model, args.checkpoint, args.model_kwargs)
     original = read_image(args.image)
     image = resize(original, args.img_size or model.pretrained_cfg["input_size"][-1])
@@ -154,13 +197,13 @@ def visualize(argv: Sequence[str] | None = None) -> None:
         ) from None
     title = f"{Path(args.model).stem}, {Path(args.image).name}"
     figure = plot_attention(np.asarray(image), maps, (y, x), title)
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.out, dpi=150)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
     if args.checkpoint is None:
         print("no --checkpoint: this is the attention of random weights")
     for name, attention in maps.items():
         print(f"{name}: {_describe(attention, y, x)}")
-    print(f"written to {args.out}")
+    print(f"written to {out}")
 
 
 def _describe(attention: AttentionMap, y: float, x: float) -> str:

@@ -7,10 +7,10 @@ they are to be had; where it is a backbone, ``Head``, what is on it; where it is
 ``Parameters`` are those trained. Each result has ``Source``: ``paper``, ``log`` (of the authors,
 not in the paper) or ``measured``, and may have a ``Remark``.
 They are the only source of the tables between ``<!-- results:NAME -->`` and ``<!-- /results -->``
-in Markdown files, NAME being a collection's. Likewise those between
-``<!-- kernels:FILE -->``, ``models:FILE`` or ``poolings:FILE`` and ``<!-- /results -->`` are of
-rows that ``tools/benchmark.py`` wrote, FILE being their CSV file; those of ``probing:FILE`` of
-rows of ``tools/probe.py``, and those of ``seeds:FILE`` of rows of ``tools/seeds.py``.
+in Markdown files, NAME being a collection's. Likewise those between ``<!-- KIND:FILE -->`` and
+``<!-- /results -->`` are of the rows of a CSV file: KIND is ``kernels``, ``models``, ``dense`` or
+``poolings`` where ``tools/benchmark.py`` wrote it, ``probing`` where ``tools/probe.py`` and ``seeds``
+where ``tools/seeds.py`` did.
 """
 
 import argparse

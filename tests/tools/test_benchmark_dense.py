@@ -10,6 +10,7 @@ from visattn.zoo.benchmark.counters import count_macs
 from visattn.zoo.benchmark.dense import DenseSubject
 from visattn.zoo.benchmark.models import benchmark_models
 from visattn.zoo.benchmark.subject import Settings
+from visattn.zoo.benchmark.summary import dense_table
 from visattn.zoo.config import load_config
 from visattn.zoo.models import build_configured
 
@@ -110,3 +111,15 @@ def test_mistakes_are_named(dense_config, classification_config, tmp_path, capsy
     assert "neither detector nor segmentor" in capsys.readouterr().err
     assert benchmark.main(["absent.py", *out]) == 2
     assert "no configuration at absent.py" in capsys.readouterr().err
+
+
+def test_table_has_a_row_a_recipe(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        "model,infer_img_size,param_count,infer_gmacs,"
+        "infer_p20_ms,infer_p50_ms,infer_p80_ms,infer_peak_mib\n"
+        "a,800x1333,45.1781,315.52,900.0,1000.0,1234.0,404.93\n"
+    )
+    assert dense_table(path).splitlines()[2] == (
+        "| `a` | 800 x 1333 | 45.18 M | 315.5 | 0.90 / 1.00 / 1.23 | 405 |"
+    )

@@ -12,6 +12,7 @@ import visattn
 from visattn.tools import browse as browse_tool
 from visattn.tools import test as tool
 from visattn.tools import train as train_tool
+from visattn.tools import visualize as visualize_tool
 from visattn.zoo.config import load_config
 from visattn.zoo.data.own import apply_own_data
 from visattn.zoo.errors import ConfigError, DataError
@@ -82,6 +83,36 @@ def test_training_then_testing_saves_and_draws_ranked_lists(trained, tmp_path):
     assert drawn == sorted(query["path"].rpartition("/")[2] for query in content["queries"])
     tile = HEIGHT // 2 + 2 * FRAME + 4
     assert PIL.Image.open(pictures / drawn[0]).size == (12 * tile, HEIGHT + 2 * FRAME + 4)
+
+
+def test_saved_lists_are_drawn_with_what_dcal_selects(trained, tmp_path):
+    path, checkpoint = trained
+    lists, folder = tmp_path / "lists.json", tmp_path / "drawn"
+    run(path, checkpoint, tmp_path, "--out", lists, "--show-dir", tmp_path / "pictures")
+    argv = [str(path), str(lists), "--out", str(folder)]
+    visualize_tool.visualize([*argv, "--checkpoint", str(checkpoint), "--limit", "3"])
+    drawn = sorted(folder.iterdir())
+    assert len(drawn) == 3
+    for picture in drawn:
+        assert picture.read_bytes() == (tmp_path / "pictures" / picture.name).read_bytes()
+    visualize_tool.visualize([*argv, "--count", "4", "--limit", "1"])
+    tile = HEIGHT // 2 + 2 * FRAME + 4
+    assert PIL.Image.open(drawn[0]).width == 5 * tile
+
+
+def test_attention_of_a_re_identifier_is_drawn(trained, tmp_path):
+    image = next(Path(load_config(trained[0]).test_dataloader.dataset.data_root).glob("query/*"))
+    out = tmp_path / "attention.png"
+    argv = [str(trained[0]), str(image), "--checkpoint", str(trained[1]), "--out", str(out)]
+    visualize_tool.visualize(argv)
+    assert out.is_file()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"queries": [{"path": "a"}]}'])
+def test_what_is_no_ranked_list_is_said(config, tmp_path, content):
+    (tmp_path / "lists.json").write_text(content)
+    with pytest.raises(DataError, match=r"lists\.json holds no ranked lists: write them"):
+        visualize_tool.visualize([str(config()), str(tmp_path / "lists.json")])
 
 
 def test_plain_networks_have_no_patches_to_show(config, tmp_path):

@@ -70,7 +70,31 @@ def models_table(path: Path) -> str:
     return markdown(lines)
 
 
-TABLES = {"kernels": kernels_table, "models": models_table}
+def dense_table(path: Path) -> str:
+    """A table of a CSV file of ``tools/benchmark.py`` on configurations: a row a recipe, one image.
+
+    Raises:
+        UserError: If the file has no such rows.
+    """
+    columns = ("model", "param_count", "infer_img_size", "infer_gmacs", "infer_p50_ms")
+    head = ["Recipe", "Image", "Parameters", "GMACs", "Latency p20 / p50 / p80 s", "Peak MiB"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for row in read_rows(path, columns):
+        times = (float(row[f"infer_{p}_ms"]) / 1000 for p in ("p20", "p50", "p80"))
+        lines.append(
+            [
+                f"`{row['model']}`",
+                row["infer_img_size"].replace("x", " x "),
+                f"{float(row['param_count']):.2f} M",
+                f"{float(row['infer_gmacs']):.1f}",
+                " / ".join(f"{time:.2f}" for time in times),
+                f"{float(row['infer_peak_mib']):.0f}",
+            ]
+        )
+    return markdown(lines)
+
+
+TABLES = {"kernels": kernels_table, "models": models_table, "dense": dense_table}
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> list[Mapping[str, str]]:

@@ -68,7 +68,7 @@ def load_predictor(
         raise CheckpointError(f"{config_or_name} needs a checkpoint: random weights know nothing")
     scope = cfg.get("default_scope", "visattn")
     model = build_configured(cfg)
-    _load_weights(model, checkpoint)
+    load_weights(model, checkpoint)
     model.to(device)
     with DefaultScope.overwrite_default_scope(scope):
         meta = _dataset_meta(cfg, checkpoint)
@@ -102,9 +102,11 @@ def _count_classes(name: str, state_dict: StateDict) -> int | None:
     return None
 
 
-def _configured_classifier(
-    model: nn.Module, cfg: Any, meta: dict[str, Any], topk: int
-) -> "Classifier":
+def image_pipeline(cfg: Any) -> Callable[[PIL.Image.Image], torch.Tensor]:
+    """The test pipeline of a classifier's or re-identifier's configuration, as a function.
+
+    It takes an image, and gives bytes (3, H, W).
+    """
     from ..data.transforms import to_byte_tensor
 
     transforms = [TRANSFORMS.build(step) for step in _test_pipeline(cfg)]
@@ -114,11 +116,18 @@ def _configured_classifier(
             image = transform(image)
         return to_byte_tensor(image)
 
+    return prepare
+
+
+def _configured_classifier(
+    model: nn.Module, cfg: Any, meta: dict[str, Any], topk: int
+) -> "Classifier":
     def scores(samples: list[torch.Tensor]) -> list[torch.Tensor]:
         outputs = model.test_step({"inputs": torch.stack(samples)})
         return [output["scores"] for output in outputs]
 
-    return Classifier(prepare, scores, _names(meta, model.backbone.num_classes), topk)
+    names = _names(meta, model.backbone.num_classes)
+    return Classifier(image_pipeline(cfg), scores, names, topk)
 
 
 class Classifier:
@@ -186,7 +195,12 @@ class DensePredictor:
         return read_predictions(output, self.names, path, size, self.score_threshold)
 
 
-def _load_weights(model: nn.Module, checkpoint: str | Path) -> None:
+def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
+    """Loads weights into a configured model of any task, strictly.
+
+    Raises:
+        CheckpointError: If they do not fit, or lack the heads of a detector or segmentor.
+    """
     if is_dense(model):
         if not has_heads(model, read_state_dict(checkpoint)):
             raise CheckpointError(

@@ -1,7 +1,7 @@
 """Pictures of ranked lists: a query, where DCAL looks on it, and what was found."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,19 @@ from ...backbones.dcal import DualCrossAttentionTransformer
 from ..attention import attention_maps
 from ..attention.maps import ROLLOUT
 from ..data.classification import read_image
+from ..errors import DataError
 from ..inference.drawing import side_by_side
+from ..inference.predictors import image_pipeline
 from ..inference.saving import free_name, save_image
 
-__all__ = ["DrawRankingsHook", "draw_ranking", "selected_patches"]
+__all__ = [
+    "DrawRankingsHook",
+    "draw_ranking",
+    "draw_rankings",
+    "patch_selector",
+    "read_rankings",
+    "selected_patches",
+]
 
 QUERY, RIGHT, WRONG = (60, 90, 220), (30, 160, 60), (210, 40, 40)
 HEIGHT, FRAME = 192, 6
@@ -67,8 +76,74 @@ def selected_patches(backbone: nn.Module, image: torch.Tensor) -> np.ndarray | N
     return attention_maps(backbone, image, [ROLLOUT])[ROLLOUT].selected.bool().cpu().numpy()
 
 
+def patch_selector(
+    model: nn.Module, prepare: Callable[[PIL.Image.Image], torch.Tensor]
+) -> Callable[[str], np.ndarray | None]:
+    """A function from an image file to the patches (H, W) that a ``ReIdentifier`` selects on it.
+
+    Args:
+        model: The model, in eval mode.
+        prepare: An image to bytes (3, H, W), as of ``image_pipeline``.
+    """
+
+    def selected(path: str) -> np.ndarray | None:
+        inputs = {"inputs": prepare(read_image(path))[None]}
+        return selected_patches(model.backbone, model.data_preprocessor(inputs)["inputs"][0])
+
+    return selected
+
+
+def read_rankings(path: str | Path) -> list[dict[str, Any]]:
+    """Reads the ranked lists of queries that ``ReIDMetric`` wrote with ``out_file``.
+
+    Raises:
+        DataError: If there is no such file, or it holds something else.
+    """
+    try:
+        queries = json.loads(Path(path).read_text())["queries"]
+        if not all({"path", "ranked"} <= set(query) for query in queries):
+            raise KeyError("path and ranked of each query")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path} holds no ranked lists: write them with tools/test.py CONFIG CHECKPOINT "
+            "--out lists.json"
+        ) from error
+    return queries
+
+
+def draw_rankings(
+    queries: Sequence[dict[str, Any]],
+    folder: str | Path,
+    count: int = 10,
+    limit: int = 100,
+    selected: Callable[[str], np.ndarray | None] | None = None,
+) -> list[Path]:
+    """Draws ranked lists, a picture a query.
+
+    Args:
+        queries: Ranked lists, as of ``read_rankings``.
+        folder: Where pictures go; they are called as the queries are.
+        count: How many of what was found are shown.
+        limit: Most pictures; queries are then evenly spread.
+        selected: From the path of a query to the patches (H, W) that DCAL selects on it.
+
+    Returns:
+        Paths of the pictures.
+    """
+    taken: set[str] = set()
+    paths = []
+    for query in _spread(queries, limit):
+        patches = None if selected is None else selected(query["path"])
+        picture = draw_ranking(query, count, patches)
+        paths.append(Path(folder) / f"{free_name(Path(query['path']).stem, taken)}.jpg")
+        save_image(picture, paths[-1])
+    return paths
+
+
 class DrawRankingsHook(Hook):
-    """Draws ranked lists after a test.
+    """Draws ranked lists after a test; see ``draw_rankings``.
 
     Args:
         folder: Where pictures go, one a query.
@@ -87,16 +162,9 @@ class DrawRankingsHook(Hook):
     @master_only
     def after_test_epoch(self, runner: Any, metrics: dict[str, float] | None = None) -> None:
         """Draws the lists."""
-        queries = json.loads(self.lists.read_text())["queries"]
-        dataset, model = runner.test_dataloader.dataset, runner.bare_model
-        index_of = {dataset.path(index): index for index in range(len(dataset))}
-        taken: set[str] = set()
-        for query in _spread(queries, self.limit):
-            sample = dataset[index_of[query["path"]]]
-            inputs = model.data_preprocessor({"inputs": sample["inputs"][None]}, False)["inputs"]
-            picture = draw_ranking(query, self.count, selected_patches(model.backbone, inputs[0]))
-            name = free_name(Path(query["path"]).stem, taken)
-            save_image(picture, self.folder / f"{name}.jpg")
+        selected = patch_selector(runner.bare_model, image_pipeline(runner.cfg))
+        queries = read_rankings(self.lists)
+        draw_rankings(queries, self.folder, self.count, self.limit, selected)
 
 
 def _spread(items: Sequence[Any], limit: int) -> list[Any]:
