@@ -78,9 +78,9 @@ def agents():
 
 
 CASES = {
-    "routing": (partial(route, regions=7, topk=4), packed(14, 14)),
+    "routing": (partial(route, regions=4, topk=4), packed(8, 12)),
     "routing_padded": (partial(route, regions=3, topk=2), packed(10, 8, dim=24)),
-    "routing_zeros": (partial(route, regions=3, topk=9, pad_mode="zero"), packed(10, 8)),
+    "routing_zeros": (partial(route, regions=2, topk=4, pad_mode="zero"), packed(7, 5)),
     "neighbors_row": (partial(neighbor, kernel_size=4), packed_with_table(37, window=[4])),
     "neighbors": (partial(neighbor, kernel_size=7), packed_with_table(14, 9, window=[7, 7])),
     "neighbors_wide": (partial(neighbor, kernel_size=3), packed_with_table(4, 40, window=[3, 3])),
