@@ -9,11 +9,12 @@ not in the paper) or ``measured``, and may have a ``Remark``.
 They are the only source of the tables between ``<!-- results:NAME -->`` and ``<!-- /results -->``
 in Markdown files, NAME being a collection's. Likewise those between ``<!-- KIND:FILE -->`` and
 ``<!-- /results -->`` are of the rows of a CSV file: KIND is ``kernels``, ``models``, ``dense`` or
-``poolings`` where ``tools/benchmark.py`` wrote it, ``probing`` where ``tools/probe.py`` and ``seeds``
-where ``tools/seeds.py`` did.
+``poolings`` where ``tools/benchmark.py`` wrote it, ``probing`` where ``tools/probe.py`` did, and
+``seeds`` where ``tools/seeds.py`` did.
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -155,8 +156,13 @@ def validate(results: Sequence[Result], root: Path = ROOT) -> list[str]:
     return problems
 
 
-def table(results: Sequence[Result]) -> str:
-    """Results as a Markdown table; one column a metric, and one of heads where there are any."""
+def table(results: Sequence[Result], home: str = "") -> str:
+    """Results as a Markdown table; one column a metric, and one of heads where there are any.
+
+    Args:
+        results: Rows.
+        home: Path to the repository from the file that the table is in, as ``"../"``.
+    """
     metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
     heads = ["Head"] if any(result.head for result in results) else []
     right = {"Parameters", "GMACs", *metrics}
@@ -173,20 +179,30 @@ def table(results: Sequence[Result]) -> str:
                 result.dataset,
                 *(str(result.metrics.get(name, "")) for name in metrics),
                 f"{result.source}: {result.remark}" if result.remark else result.source,
-                f"[config]({result.config})",
+                f"[config]({home}{result.config})",
                 result.weights,
             ]
         )
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 
 
-def render(text: str, results: Sequence[Result], root: Path = ROOT) -> str:
+def render(
+    text: str, results: Sequence[Result], root: Path = ROOT, folder: Path | None = None
+) -> str:
     """Puts the tables of results between the markers of a text.
+
+    Args:
+        text: The text.
+        results: Results of all collections.
+        root: Repository, which files of the markers are relative to.
+        folder: Folder of the text's file, which links are relative to; the repository by default.
 
     Raises:
         UserError: If a marker names no collection or benchmark, or there is no marker.
     """
     names = list(dict.fromkeys(result.collection for result in results))
+    home = Path(os.path.relpath(root, folder or root)).as_posix()
+    home = "" if home == "." else f"{home}/"
 
     def fill(match: re.Match[str]) -> str:
         if match["kind"] in TABLES:
@@ -197,7 +213,7 @@ def render(text: str, results: Sequence[Result], root: Path = ROOT) -> str:
                 f"<!-- results:{match['name']} --> names no collection; there are: "
                 f"{', '.join(names)}"
             )
-        return f"{match[1]}{table(chosen)}{match[4]}"
+        return f"{match[1]}{table(chosen, home)}{match[4]}"
 
     filled, count = _BLOCK.subn(fill, text)
     if not count:
@@ -228,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not path.is_file():
             raise UserError(f"there is no file {path}")
         text = path.read_text()
-        filled = render(text, results, args.root)
+        filled = render(text, results, args.root, path.parent)
         if args.check and filled != text:
             raise UserError(
                 f"{path} is out of date: run python -m visattn.zoo.results --write {path}"

@@ -1,11 +1,18 @@
 """The metafiles and the tables made from them."""
 
+import re
+
 import pytest
 import yaml
 
 from visattn.zoo import results
 from visattn.zoo.errors import UserError
 
+DOCUMENTS = sorted(
+    f"docs/{path.name}"
+    for path in (results.ROOT / "docs").glob("*.md")
+    if "<!-- /results -->" in path.read_text()
+)
 README = "# Zoo\n<!-- results:Family -->\nstale\n<!-- /results -->\nend\n"
 
 
@@ -73,6 +80,23 @@ def test_write_fills_the_markers_and_check_then_passes(repository, capsys):
     assert run(root, "--check", readme) == 0
     assert run(root, "--write", readme) == 0
     assert readme.read_text() == text
+
+
+def test_links_lead_from_the_folder_of_the_file(repository):
+    root = repository()
+    (root / "docs").mkdir()
+    (root / "docs" / "families.md").write_text(README)
+    for path in (root / "README.md", root / "docs" / "families.md"):
+        assert run(root, "--write", path) == 0
+        (link,) = re.findall(r"\[config\]\((.+?)\)", path.read_text())
+        assert (path.parent / link).resolve() == root / "configs" / "recipe.py"
+
+
+@pytest.mark.parametrize("name", ["README.md", *DOCUMENTS])
+def test_tables_of_the_documentation_are_up_to_date(name):
+    path = results.ROOT / name
+    text = path.read_text()
+    assert results.render(text, results.read_results(), folder=path.parent) == text
 
 
 def test_metrics_that_only_some_have_are_left_blank(repository):
