@@ -1,0 +1,1 @@
+"""What is added to diffusion models: instance control, grounding, faster attention."""
