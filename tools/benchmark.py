@@ -1,4 +1,4 @@
-"""Measures speed, memory and multiply-adds of models, side by side; or of kernels or poolings.
+"""Measures speed, memory and multiply-adds of models, or of kernels, poolings or AgentSD.
 
 python tools/benchmark.py biformer_tiny --against timm/resnet50 timm/swin_tiny_patch4_window7_224
 python tools/benchmark.py biformer_tiny --against biformer_tiny@reference
@@ -6,6 +6,7 @@ python tools/benchmark.py biformer_small --bench inference --device cuda --amp b
 python tools/benchmark.py configs/detection/nat/CONFIG.py --shape 800 1333
 python tools/benchmark.py kernels window_attention --case swin_tiny --forward
 python tools/benchmark.py probing ep aim siglip --tokens 196 --dim 768
+python tools/benchmark.py agentsd --unet sd15 --ratio 0.2 0.4
 """
 
 import argparse
@@ -18,7 +19,7 @@ from timm.utils import ParseKwargs
 
 from visattn.heads.poolings import list_poolings
 from visattn.tools._cli import run
-from visattn.zoo.benchmark import kernel_report, kernels, poolings
+from visattn.zoo.benchmark import agentsd, kernel_report, kernels, poolings
 from visattn.zoo.benchmark.cases import OPS, select_cases
 from visattn.zoo.benchmark.models import BENCHES, benchmark_models, label_of
 from visattn.zoo.benchmark.report import (
@@ -316,10 +317,65 @@ def benchmark_probing(argv: Sequence[str]) -> None:
     print(f"written to {', '.join(map(str, written))}")
 
 
+def agentsd_parser() -> argparse.ArgumentParser:
+    """The command line for AgentSD."""
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py agentsd",
+        description="Measures a UNet of Stable Diffusion with AgentSD and without; weights are "
+        "random.",
+    )
+    parser.add_argument("--unet", default="sd15", help=f"{', '.join(agentsd.UNETS)}")
+    parser.add_argument(
+        "--ratio", nargs="+", type=float, default=[0.4], help="shares of tokens that are merged"
+    )
+    parser.add_argument("--batch-size", type=positive, default=2, help="latents (default: 2)")
+    parser.add_argument("--latents", type=positive, help="side (default: the UNet's own)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the accelerator if any)")
+    parser.add_argument(
+        "--dtype", choices=tuple(kernels.DTYPES), help="default: fp32 on the CPU, else fp16"
+    )
+    parser.add_argument("--rounds", type=positive, default=3, help="turns of all contestants")
+    parser.add_argument("--seconds", type=float, default=0.0, help="timed of each, at least")
+    parser.add_argument("--threads", type=positive, help="threads on the CPU")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dirs/benchmark-agentsd"),
+        metavar="FILE",
+        help="FILE.csv and FILE.jsonl are appended to (default: %(default)s)",
+    )
+    return parser
+
+
+def benchmark_agentsd(argv: Sequence[str]) -> None:
+    """Measures AgentSD; raises what goes wrong."""
+    args = agentsd_parser().parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
+    stem = output_stem(args.out)
+    check_appendable(stem.with_name(stem.name + ".csv"), agentsd.COLUMNS)
+    rows = agentsd.benchmark_agentsd(
+        args.unet,
+        device,
+        args.ratio,
+        args.batch_size,
+        args.latents,
+        args.rounds,
+        args.seconds,
+        kernels.DTYPES[args.dtype or ("fp32" if device.type == "cpu" else "fp16")],
+        say=lambda message: print(message, file=sys.stderr),
+    )
+    agentsd.print_tables(rows)
+    written = append_rows(rows, stem, agentsd.COLUMNS)
+    print(f"written to {', '.join(map(str, written))}")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "models": benchmark,
     "kernels": benchmark_kernels,
     "probing": benchmark_probing,
+    "agentsd": benchmark_agentsd,
 }
 
 

@@ -26,6 +26,7 @@ import torch
 import yaml
 
 from .. import backbones  # noqa: F401  registers the models
+from .benchmark.agentsd import agentsd_table
 from .benchmark.poolings import poolings_table
 from .benchmark.summary import TABLES as BENCHMARK_TABLES
 from .errors import UserError
@@ -38,6 +39,7 @@ SOURCES = ("paper", "log", "measured")
 TABLES = {
     **BENCHMARK_TABLES,
     "poolings": poolings_table,
+    "agentsd": agentsd_table,
     "probing": probing_table,
     "seeds": seeds_table,
 }

@@ -1,0 +1,1 @@
+"""Diffusion models: layouts of instances, training, evaluation, drawings."""
