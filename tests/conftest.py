@@ -309,3 +309,77 @@ log_level = "ERROR"
         return path, path.with_suffix(".pth")
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tiny_diffusion(tmp_path_factory):
+    """Folder of a Stable Diffusion with random weights for pictures of 64 x 64; gated, GLIGEN's.
+
+    The function takes whether the UNet is GLIGEN's.
+    """
+    import string
+    from functools import cache
+
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = string.ascii_lowercase + string.digits + ",."
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+
+    @cache
+    def save(gated: bool = False) -> Path:
+        torch.manual_seed(0)
+        text = CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        )
+        pipeline = StableDiffusionPipeline(
+            vae=AutoencoderKL(
+                block_out_channels=(8, 8, 8, 8),
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                norm_num_groups=4,
+                sample_size=64,
+            ),
+            text_encoder=CLIPTextModel(text),
+            tokenizer=CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77),
+            unet=UNet2DConditionModel(
+                sample_size=8,
+                block_out_channels=(32, 64),
+                layers_per_block=1,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                cross_attention_dim=32,
+                attention_head_dim=8,
+                norm_num_groups=8,
+                attention_type="gated" if gated else "default",
+            ),
+            scheduler=DDIMScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                steps_offset=1,
+                set_alpha_to_one=False,
+                clip_sample=False,
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        folder = tmp_path_factory.mktemp("diffusion")
+        pipeline.save_pretrained(folder)
+        return folder
+
+    return save

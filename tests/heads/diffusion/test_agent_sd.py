@@ -18,6 +18,26 @@ EVERYWHERE = {"max_downsample": 2}
 NO_CHANGE = Stage(0.0, 0.0, 0.0)
 
 
+@pytest.fixture
+def unet(make_unet):
+    """A UNet whose text has 32 channels."""
+    return make_unet()
+
+
+@pytest.fixture
+def call():
+    """Calls a UNet on two latents of 16 x 16 at a timestep; gives its output."""
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.randn(2, 4, 16, 16, generator=generator)
+    text = torch.randn(2, 77, 32, generator=generator)
+
+    def run(unet, timestep=900, batch=2):
+        with torch.no_grad():
+            return unet(sample[:batch], timestep, encoder_hidden_states=text[:batch]).sample
+
+    return run
+
+
 def filled(*shape):
     """The rule by which the recorded values were made."""
     j = torch.arange(math.prod(shape))
