@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .boxes import BoxEmbedding
-from .fuser import PIXELS, Call, ROIFuser
+from .fuser import Call, ROIFuser
 from .instances import Instances
 
 __all__ = [
@@ -77,9 +77,8 @@ def apply(
             f"no BasicTransformerBlock with cross-attention and LayerNorm in this "
             f"{type(unet).__name__}: ROICtrl is defined for UNets like Stable Diffusion's"
         )
-    own = Attachment(unet, max_instances)
-    dd = _where(unet)
-    net = BoxEmbedding(**dd)
+    net = BoxEmbedding(**_where(unet))
+    own = Attachment(unet, net, max_instances)
     made = []
     for block in found:
         made.append(
@@ -101,8 +100,11 @@ def apply(
     for layer, (block, fuser) in enumerate(zip(found, made, strict=True)):
         block.roifuser = fuser
         own.hook(block, BlockHooks(fuser, own, layer, len(found)))
-    own.handles.append(unet.register_forward_pre_hook(own.begin, with_kwargs=True))
-    own.handles.append(unet.register_forward_hook(own.end))
+    own.handles += [
+        unet.register_forward_pre_hook(own.begin, with_kwargs=True),
+        unet.conv_in.register_forward_pre_hook(own.place),
+        unet.register_forward_hook(own.end),
+    ]
     unet.roictrl = own
     return unet
 
@@ -137,7 +139,9 @@ def attachment(unet: nn.Module) -> "Attachment":
         ValueError: If it was not applied.
     """
     if not is_applied(unet):
-        raise ValueError(f"this {type(unet).__name__} has no ROICtrl in it: apply(unet) it first")
+        raise ValueError(
+            f"this {type(unet).__name__} has no ROICtrl in it: apply(unet), or load_roictrl, first"
+        )
     return unet.__dict__["roictrl"]
 
 
@@ -257,11 +261,13 @@ def _given(args: tuple[Any, ...], kwargs: dict[str, Any], position: int) -> dict
 class Attachment:
     """What ROICtrl is to a UNet beside its weights: hooks, flags before, instances now."""
 
-    def __init__(self, unet: nn.Module, max_instances: int):
+    def __init__(self, unet: nn.Module, embed: BoxEmbedding, max_instances: int):
+        self.embed = embed
         self.max_instances = max_instances
         self.flags = {name: p.requires_grad for name, p in unet.named_parameters()}
         self.handles: list[Any] = []
         self.current: tuple[Instances | None, Callable[[], bool] | None] = None, None
+        self.call: Call | None = None
         self.collects = True
         """Whether a call is going on; what checkpointing recomputes later is not recorded."""
 
@@ -277,11 +283,11 @@ class Attachment:
     def begin(
         self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Embeds the boxes once for a call, and sends them to the blocks with its arguments.
+        """Sends instances to the blocks with the arguments of the call.
 
         So they are there when checkpointing calls blocks again in the backward pass.
         """
-        self.collects = True
+        self.collects, self.call = True, None
         own = _given(args, kwargs, _UNET_POSITION)
         instances, when = self.current
         if own.get(KEY) is not None:
@@ -289,10 +295,10 @@ class Attachment:
         if instances is None or (when is not None and not when()):
             return None
         sample = args[0] if args else kwargs["sample"]
-        call = self._call(unet, Instances.of(instances, self.max_instances), sample)
-        return _exchange(args, kwargs, _UNET_POSITION, {**own, KEY: call})
+        self.call = self._call(Instances.of(instances, self.max_instances), sample)
+        return _exchange(args, kwargs, _UNET_POSITION, {**own, KEY: self.call})
 
-    def _call(self, unet: nn.Module, instances: Instances, sample: torch.Tensor) -> Call:
+    def _call(self, instances: Instances, sample: torch.Tensor) -> Call:
         if instances.batch_size != sample.shape[0]:
             raise ValueError(
                 f"there are instances of {instances.batch_size} images, and the UNet was given "
@@ -304,16 +310,19 @@ class Attachment:
                 f"instances have {instances.max_instances} slots, and ROICtrl was applied with "
                 f"max_instances={self.max_instances}: make them with the same"
             )
-        dtype = _where(unet.position_net)["dtype"]
-        instances = instances.to(sample.device, dtype)
-        height, width = sample.shape[-2:]
-        sides = instances.boxes.new_tensor([1, *(PIXELS * side for side in (width, height) * 2)])
-        objs = unet.position_net(instances.boxes, instances.masks)
-        return Call(instances, instances.rois * sides, objs, (height, width))
+        return Call(instances, tuple(sample.shape[-2:]))
+
+    def place(self, conv: nn.Module, args: tuple[Any, ...]) -> None:
+        """Embeds the boxes once for a call, when the UNet begins to compute.
+
+        Before, what offloads weights has not yet brought them to where they are used.
+        """
+        if self.call is not None:
+            self.call.place(args[0].device, _where(self.embed)["dtype"], self.embed)
 
     def end(self, unet: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Ends a call."""
-        self.collects = False
+        self.collects, self.call = False, None
 
 
 class BlockHooks:

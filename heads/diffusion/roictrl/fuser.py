@@ -1,8 +1,9 @@
 """The fuser of one transformer block (ROICtrl, section 3)."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,20 +58,29 @@ def level_of(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int, int]:
     return height, width, rate
 
 
-class Call(NamedTuple):
+@dataclasses.dataclass(eq=False)
+class Call:
     """What one call of the UNet gives its fusers.
 
     Attributes:
         instances: Of the images in the batch.
+        latent_size: Height and width of the latents.
         rois: Taken boxes behind the index of their image, in pixels of the image, (V, 5), fp32.
         objs: Tokens of the boxes of all slots, (B, R, D).
-        latent_size: Height and width of the latents.
     """
 
     instances: Instances
-    rois: torch.Tensor
-    objs: torch.Tensor
     latent_size: tuple[int, int]
+    rois: torch.Tensor | None = None
+    objs: torch.Tensor | None = None
+
+    def place(self, device: torch.device, dtype: torch.dtype, embed: nn.Module) -> None:
+        """Moves the instances to where the UNet computes, and embeds their boxes."""
+        self.instances = self.instances.to(device, dtype)
+        boxes = self.instances.boxes
+        height, width = (PIXELS * side for side in self.latent_size)
+        self.rois = self.instances.rois * boxes.new_tensor([1, width, height, width, height])
+        self.objs = embed(boxes, self.instances.masks)
 
 
 class SelfAttention(nn.Module):
@@ -132,8 +142,8 @@ class FuseWeights(nn.Module):
         self.channel_gate = ChannelGate(max_instances + 1, **dd)
 
     def reduce(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits (..., N) of tokens (..., N, C), in fp32 at least."""
-        logits = F.linear(tokens, self.channel_reduction.weight.flatten(1))[..., 0]
+        """Logits (B, N) of tokens (B, N, C), in fp32 at least."""
+        logits = self.channel_reduction(tokens.transpose(1, 2)[..., None])[:, 0, :, 0]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

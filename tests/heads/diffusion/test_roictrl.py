@@ -306,7 +306,7 @@ def make_call(instances, size, objs=None):
     sides = torch.tensor([1.0, 8 * width, 8 * height, 8 * width, 8 * height])
     if objs is None:
         objs = torch.zeros(instances.batch_size, instances.max_instances, 64)
-    return Call(instances, instances.rois * sides, objs, size)
+    return Call(instances, size, instances.rois * sides, objs)
 
 
 # Order of the slots.
@@ -612,10 +612,21 @@ def test_autocast_is_near(open_unet, inputs, instances):
     torch.testing.assert_close(out.float(), expected, atol=0.06, rtol=0.06)
 
 
+SHALLOW = {
+    "block_out_channels": (32,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "mid_block_type": None,
+    "up_block_types": ("CrossAttnUpBlock2D",),
+}
+
+
 @torch.no_grad()
-def test_it_compiles_whole(open_unet, inputs, instances):
-    expected = run(open_unet, inputs, instances)
-    compiled = torch.compile(open_unet, backend="aot_eager", fullgraph=True)
+@pytest.mark.parametrize("config", [SHALLOW, pytest.param({}, marks=pytest.mark.heavy)])
+def test_it_compiles_whole(config, make_unet, inputs, instances):
+    unet = apply(make_unet(**config))
+    set_gates(unet, 0.3)
+    expected = run(unet, inputs, instances)
+    compiled = torch.compile(unet, backend="aot_eager", fullgraph=True)
     out = run(compiled, inputs, instances)
     torch.testing.assert_close(out, expected, atol=1e-4, rtol=1e-4)
 
@@ -783,7 +794,7 @@ def test_mistakes_in_applying_say_what_to_do(unet, make_unet):
         apply(unet)
     with pytest.raises(ValueError, match="GLIGEN"):
         apply(make_unet(attention_type="gated"))
-    with pytest.raises(ValueError, match="apply.unet. it first"):
+    with pytest.raises(ValueError, match="apply.unet., or load_roictrl, first"):
         remove(make_unet())
     with pytest.raises(ValueError, match="unpool_mode must be one of"):
         apply(make_unet(), unpool_mode="best")
