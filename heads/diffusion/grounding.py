@@ -4,7 +4,8 @@ All take ``instances=[[{"bbox": [x1, y1, x2, y2], "caption": str}, ...], ...]``,
 prompt, with boxes normalised to [0, 1].
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from diffusers import StableDiffusionGLIGENPipeline, StableDiffusionPipeline
 from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 
 from .masked import masked_attention
+from .pipeline import InstanceMixin
 from .roictrl import Instances
 
 __all__ = [
@@ -24,36 +26,36 @@ __all__ = [
 ImageInstances = Sequence[Mapping[str, Any]]
 
 
-def _per_prompt(
-    prompt: str | Sequence[str], instances: Sequence[ImageInstances] | None
-) -> tuple[list[str], list[ImageInstances]]:
-    """Prompts, and the instances of each.
-
-    Raises:
-        ValueError: If there are not as many lists as prompts, or one is not of instances.
-    """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    lists = [[] for _ in prompts] if instances is None else list(instances)
-    if len(lists) != len(prompts):
-        raise ValueError(
-            f"instances must be a list for each of {len(prompts)} prompts; got {len(lists)}"
-        )
-    for number, own in enumerate(lists):
-        for entry in own.items() if isinstance(own, Mapping) else own:
-            if not isinstance(entry, Mapping) or not {"bbox", "caption"} <= entry.keys():
-                raise ValueError(
-                    f"instances of prompt {number} must be dictionaries with bbox and caption; "
-                    f"got {entry!r}"
-                )
-    return prompts, lists
-
-
 def join_captions(prompt: str, instances: ImageInstances) -> str:
     """A prompt that names all instances, and does not say where they are."""
     return ", ".join([prompt, *(entry["caption"] for entry in instances)])
 
 
-class StableDiffusionPlainPipeline(StableDiffusionPipeline):
+class _ListsMixin:
+    """Checks instances as ``InstanceMixin`` does, without encoding captions."""
+
+    max_instances = InstanceMixin.max_instances
+    _checked = InstanceMixin._checked
+
+    def _lists(
+        self, prompt: str | list[str], instances: Sequence[ImageInstances] | None
+    ) -> list[tuple[str, ImageInstances]]:
+        """Prompts, and the instances of each.
+
+        Raises:
+            ValueError: If there are not as many lists as prompts, or one is not of instances.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        lists = [[] for _ in prompts] if instances is None else self._checked(instances)
+        if len(lists) != len(prompts):
+            raise ValueError(
+                f"instances are {len(lists)} lists, and there are {len(prompts)} prompts: give one "
+                "list of boxes and captions for each prompt, [] for none"
+            )
+        return list(zip(prompts, lists, strict=True))
+
+
+class StableDiffusionPlainPipeline(_ListsMixin, StableDiffusionPipeline):
     """Stable Diffusion with captions joined to the prompt; boxes are not used."""
 
     def __call__(
@@ -68,63 +70,42 @@ class StableDiffusionPlainPipeline(StableDiffusionPipeline):
         Raises:
             ValueError: If the instances are not of the prompts.
         """
-        prompts, lists = _per_prompt(prompt, instances)
-        joined = [join_captions(*pair) for pair in zip(prompts, lists, strict=True)]
+        joined = [join_captions(*pair) for pair in self._lists(prompt, instances)]
         return super().__call__(joined[0] if isinstance(prompt, str) else joined, *args, **kwargs)
 
 
-class StableDiffusionMaskedAttentionPipeline(StableDiffusionPipeline):
+class StableDiffusionMaskedAttentionPipeline(InstanceMixin, StableDiffusionPipeline):
     """Stable Diffusion with cross-attention to captions that is masked to boxes; untrained."""
+
+    _global_weight = 0.0
 
     def __call__(
         self,
-        prompt: str | list[str],
         *args: Any,
-        instances: Sequence[ImageInstances] | None = None,
         global_weight: float = 0.0,
+        roictrl_unconditional: str = "none",
         **kwargs: Any,
     ) -> Any:
-        """As ``StableDiffusionPipeline``'s.
-
-        Of classifier-free guidance the unconditional half has no instances: to the negative prompt,
-        which all of them would have, it attends anyway.
+        """See ``InstanceMixin``.
 
         Args:
-            prompt: Prompt or prompts.
-            *args: See ``StableDiffusionPipeline``.
-            instances: Boxes and captions of each prompt.
+            *args: As the pipeline's.
             global_weight: Weight of the prompt in boxes, beside the instances' 1.
-            **kwargs: See ``StableDiffusionPipeline``.
-
-        Raises:
-            ValueError: If the instances are not of the prompts.
+            roictrl_unconditional: ``"negative"`` costs more, and gives the same: to the negative
+                prompt the unconditional half attends anyway.
+            **kwargs: As the pipeline's, and ``InstanceMixin``'s.
         """
-        _, lists = _per_prompt(prompt, instances)
-        batch = self._encode_instances(lists, kwargs.get("clip_skip"))
-        batch = batch.repeat(kwargs.get("num_images_per_prompt") or 1)
-        guidance_scale = args[5] if len(args) > 5 else kwargs.get("guidance_scale", 7.5)
-        if guidance_scale > 1 and self.unet.config.time_cond_proj_dim is None:
-            batch = batch.with_unconditional(None)
-        with masked_attention(self.unet, batch, global_weight):
-            return super().__call__(prompt, *args, **kwargs)
+        self._global_weight = global_weight
+        return super().__call__(*args, roictrl_unconditional=roictrl_unconditional, **kwargs)
 
-    def _encode_instances(
-        self, lists: Sequence[ImageInstances], clip_skip: int | None
-    ) -> Instances:
-        images = []
-        for own in lists:
-            text = torch.zeros(0, 1, self.unet.config.cross_attention_dim)
-            if own:
-                captions = [entry["caption"] for entry in own]
-                text, _ = self.encode_prompt(
-                    captions, self._execution_device, 1, False, clip_skip=clip_skip
-                )
-            images.append(([list(entry["bbox"]) for entry in own], text))
-        most = max((len(own) for own in lists), default=0)
-        return Instances.from_lists(images, max(most, 1), self.unet.config.cross_attention_dim)
+    def control(
+        self, instances: Instances, when: Callable[[], bool]
+    ) -> AbstractContextManager[Any]:
+        """See ``InstanceMixin``."""
+        return masked_attention(self.unet, instances, self._global_weight, when)
 
 
-class StableDiffusionGroundedPipeline(StableDiffusionGLIGENPipeline):
+class StableDiffusionGroundedPipeline(_ListsMixin, StableDiffusionGLIGENPipeline):
     """GLIGEN (arXiv 2301.07093), as diffusers has it; its weights are of a UNet of its own."""
 
     def __call__(
@@ -143,7 +124,7 @@ class StableDiffusionGroundedPipeline(StableDiffusionGLIGENPipeline):
         Args:
             prompt: Prompt or prompts.
             *args: See ``StableDiffusionGLIGENPipeline``.
-            instances: Boxes and captions of each prompt, at most 30.
+            instances: Boxes and captions of each prompt, at most 30 of each have an effect.
             gligen_scheduled_sampling_beta: Share of the steps in which boxes are used.
             generator: One, or one for each prompt.
             negative_prompt: One, or one for each prompt.
@@ -151,13 +132,10 @@ class StableDiffusionGroundedPipeline(StableDiffusionGLIGENPipeline):
             **kwargs: See ``StableDiffusionGLIGENPipeline``.
 
         Raises:
-            ValueError: If the instances are not of the prompts, or there are over 30 of one.
+            ValueError: If the instances are not of the prompts.
         """
-        prompts, lists = _per_prompt(prompt, instances)
         outputs = []
-        for number, (text, own) in enumerate(zip(prompts, lists, strict=True)):
-            if len(own) > 30:
-                raise ValueError(f"GLIGEN takes 30 instances; prompt {number} has {len(own)}")
+        for number, (text, own) in enumerate(self._lists(prompt, instances)):
             outputs.append(
                 super().__call__(
                     text,

@@ -1,5 +1,6 @@
 """Benchmarks of AgentSD: one row for a step of a UNet as it is, and for each way of merging."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,7 +26,7 @@ KINDS = ("agents among merged tokens", "merged tokens")
 """What the stages of the authors' schedule do."""
 COLUMNS = (
     "unet", "contestant", "ratio", "latents", "batch_size", "tokens", "merged", "agents", "p20_ms",
-    "p50_ms", "p80_ms", "speed", "difference", "peak_mib", "dtype", "device", "device_name",
+    "p50_ms", "p80_ms", "speed", "cpu_ms", "cpu_speed", "difference", "peak_mib", "dtype", "device", "device_name",
     "threads", "torch", "diffusers", "visattn", "commit", "date",
 )  # fmt: skip
 
@@ -76,7 +77,8 @@ def benchmark_agentsd(
 
     Returns:
         Rows of ``COLUMNS``: ``speed`` is in multiples of the plain UNet's, ``difference`` the norm
-        of the change of the output over the norm of the output.
+        of the change of the output over the norm of the output. ``cpu_ms`` is the processors' time,
+        which others on the machine disturb little, and ``cpu_speed`` its ratio.
 
     Raises:
         UserError: If there is no such UNet.
@@ -115,8 +117,16 @@ def benchmark_agentsd(
             say(f"first call: {name}")
         outputs[name] = step(stages)
     plain = outputs[PLAIN][0].float()
-    steps = {name: partial(step, stages) for name, (_, stages) in contestants.items()}
+    seconds_of_cpu: dict[str, list[float]] = {name: [] for name in contestants}
+
+    def timed(name: str) -> None:
+        begin = time.process_time()
+        step(contestants[name][1])
+        seconds_of_cpu[name].append(time.process_time() - begin)
+
+    steps = {name: partial(timed, name) for name in contestants}
     durations = time_side_by_side(steps, device, 0, rounds, seconds, rounds)
+    cpu = {name: percentiles(values).p50 for name, values in seconds_of_cpu.items()}
     base = percentiles(durations[PLAIN]).p50
     where = {
         "dtype": str(dtype).removeprefix("torch."),
@@ -140,6 +150,8 @@ def benchmark_agentsd(
                 "agents": tokens and tokens.agents,
                 **{f"{p}_ms": round(1e3 * getattr(times, p), 1) for p in times._fields},
                 "speed": round(base / times.p50, 3),
+                "cpu_ms": round(1e3 * cpu[name], 1) if device.type == "cpu" else None,
+                "cpu_speed": round(cpu[PLAIN] / cpu[name], 3) if device.type == "cpu" else None,
                 "difference": round(float((out.float() - plain).norm() / plain.norm()), 4),
                 "peak_mib": None if peak is None else round(peak / 2**20, 1),
                 **where,
@@ -155,7 +167,8 @@ def print_tables(rows: Sequence[Row]) -> None:
         f"A call of {first['unet']}, {first['batch_size']} latents of {first['latents']} x "
         f"{first['latents']}, {first['threads']} threads"
     )
-    head = ["Contestant", "Tokens", "Agents", "Median ms", "Speed", "Difference", "Peak MiB"]
+    head = ["Contestant", "Tokens", "Agents", "Median ms", "Speed", "CPU ms", "CPU speed"]
+    head += ["Difference", "Peak MiB"]
     body = [
         [
             row["contestant"],
@@ -163,6 +176,8 @@ def print_tables(rows: Sequence[Row]) -> None:
             str(row["agents"] or DASH),
             f"{row['p50_ms']:.0f}",
             f"{row['speed']:.2f} x",
+            "" if row["cpu_ms"] is None else f"{row['cpu_ms']:.0f}",
+            "" if row["cpu_ms"] is None else f"{row['cpu_speed']:.2f} x",
             f"{row['difference']:.3f}",
             "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
         ]
@@ -177,17 +192,21 @@ def agentsd_table(path: Path) -> str:
     Raises:
         UserError: If the file has no such rows.
     """
-    rows = read_rows(path, ("contestant", "merged", "agents", "p50_ms", "speed", "difference"))
-    lines = [["Step", "Tokens", "Agents", "Time", "Speed", "Change of the output", "Peak memory"]]
+    columns = ("contestant", "merged", "agents", "p50_ms", "speed", "cpu_ms", "difference")
+    rows = read_rows(path, columns)
+    timer = ("cpu_ms", "cpu_speed") if rows[0]["cpu_ms"] else ("p50_ms", "speed")
+    title = "Time of processors" if rows[0]["cpu_ms"] else "Time"
+    lines = [["Step", "Tokens", "Agents", title, "Speed", "Change of the output", "Peak memory"]]
     lines.append(["---", *["---:"] * 6])
     for row in rows:
+        duration, speed = (float(row[name]) for name in timer)
         lines.append(
             [
                 row["contestant"],
                 row["merged"] or row["tokens"],
                 row["agents"] or DASH,
-                f"{float(row['p50_ms']) / 1e3:.2f} s",
-                f"{float(row['speed']):.2f} x",
+                f"{duration / 1e3:.2f} s",
+                f"{speed:.2f} x",
                 f"{float(row['difference']):.3f}",
                 f"{float(row['peak_mib']):.0f} MiB" if row["peak_mib"] else "",
             ]

@@ -19,7 +19,11 @@ from .layouts import Layout
 __all__ = ["METHODS", "Settings", "draw", "generate", "load_pipeline"]
 
 METHODS = ("roictrl", "masked", "gligen", "plain")
-BETAS = {"roictrl": "roictrl_scheduled_sampling_beta", "gligen": "gligen_scheduled_sampling_beta"}
+BETAS = {
+    "roictrl": "roictrl_scheduled_sampling_beta",
+    "masked": "roictrl_scheduled_sampling_beta",
+    "gligen": "gligen_scheduled_sampling_beta",
+}
 
 
 @dataclass(frozen=True)

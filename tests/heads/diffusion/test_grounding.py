@@ -123,9 +123,8 @@ def test_the_weight_of_the_prompt_grows(make):
 @pytest.mark.parametrize(
     ("instances", "message"),
     [
-        ([[CUP], []], "a list for each of 1 prompts; got 2"),
-        ([[{"bbox": [0, 0, 1, 1]}]], "instances of prompt 0 must be dictionaries with bbox"),
-        ([CUP], "instances of prompt 0 must be dictionaries"),
+        ([[CUP], []], "instances are 2 lists, and there are 1 prompts"),
+        ([[{"bbox": [0, 0, 1, 1]}]], "instance 0 of image 0 must be a dictionary of bbox"),
     ],
 )
 def test_mistakes_are_named(make, method, instances, message):
@@ -133,6 +132,20 @@ def test_mistakes_are_named(make, method, instances, message):
         draw(make(method), "desk", instances)
 
 
-def test_gligen_takes_30_instances(make):
-    with pytest.raises(ValueError, match="GLIGEN takes 30 instances; prompt 0 has 31"):
-        draw(make("gligen"), "desk", [[CUP] * 31])
+def test_boxes_are_used_in_a_share_of_the_steps(make):
+    pipeline = make("masked")
+    never = draw(pipeline, "desk", [[CUP]], roictrl_scheduled_sampling_beta=0.0)
+    np.testing.assert_allclose(never, draw(pipeline, "desk"), atol=1e-6)
+    always, once = (
+        draw(pipeline, "desk", [[CUP]], roictrl_scheduled_sampling_beta=beta) for beta in (1, 0.25)
+    )
+    assert np.abs(always - never).mean() > np.abs(once - never).mean() > 0
+
+
+def test_the_negative_prompt_in_boxes_is_the_negative_prompt(make):
+    pipeline = make("masked")
+    pictures = [
+        draw(pipeline, "desk", [[CUP]], negative_prompt="dark", roictrl_unconditional=half)
+        for half in ("none", "negative")
+    ]
+    np.testing.assert_allclose(*pictures, atol=1e-5)
