@@ -26,8 +26,8 @@ KINDS = ("agents among merged tokens", "merged tokens")
 """What the stages of the authors' schedule do."""
 COLUMNS = (
     "unet", "contestant", "ratio", "latents", "batch_size", "tokens", "merged", "agents", "p20_ms",
-    "p50_ms", "p80_ms", "speed", "cpu_ms", "cpu_speed", "difference", "peak_mib", "dtype", "device", "device_name",
-    "threads", "torch", "diffusers", "visattn", "commit", "date",
+    "p50_ms", "p80_ms", "speed", "cpu_ms", "cpu_speed", "difference", "peak_mib", "dtype", "device",
+    "device_name", "threads", "torch", "diffusers", "visattn", "commit", "date",
 )  # fmt: skip
 
 _SD = {"sample_size": 64, "cross_attention_dim": 768}
