@@ -6,6 +6,7 @@ scene = [{"bbox": [0.1, 0.4, 0.5, 0.9], "caption": "a grey cat"}]
 image = pipe("a sunny room", instances=[scene]).images[0]
 """
 
+import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
 )
 
 from .roictrl import (
@@ -44,6 +46,7 @@ __all__ = [
     "StableDiffusionImg2ImgROICtrlPipeline",
     "StableDiffusionInpaintROICtrlPipeline",
     "StableDiffusionROICtrlPipeline",
+    "StableDiffusionXLROICtrlPipeline",
     "UNCONDITIONAL",
 ]
 
@@ -136,40 +139,28 @@ class InstanceMixin:
         """
         raise NotImplementedError
 
-    def encode_prompt(
-        self,
-        prompt: str | list[str] | None,
-        device: torch.device,
-        num_images_per_prompt: int,
-        do_classifier_free_guidance: bool,
-        negative_prompt: str | list[str] | None = None,
-        prompt_embeds: torch.Tensor | None = None,
-        negative_prompt_embeds: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """Encodes prompts as the pipeline does, and in a call with instances their captions."""
         request, self._request = self._request, None
-        embeds, negative = super().encode_prompt(
-            prompt,
-            device,
-            num_images_per_prompt,
-            do_classifier_free_guidance,
-            negative_prompt,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            **kwargs,
-        )
+        encode = super().encode_prompt
+        outputs = encode(*args, **kwargs)
         if request is None:
-            return embeds, negative
-        prompts = len(embeds) // num_images_per_prompt
+            return outputs
+        given = inspect.signature(encode).bind(*args, **kwargs)
+        given.apply_defaults()
+        given = given.arguments
+        embeds, negative = outputs[:2]
+        images = given["num_images_per_prompt"]
+        prompts = len(embeds) // images
         if len(request.instances) != prompts:
             raise ValueError(
                 f"instances are {len(request.instances)} lists, and there are {prompts} prompts: "
                 "give one list of boxes and captions for each prompt, [] for none"
             )
-        instances = self.encode_instances(request.instances, device, **kwargs)
-        instances = instances.to(embeds.device, embeds.dtype).repeat(num_images_per_prompt)
-        if do_classifier_free_guidance:
+        how = {name: given[name] for name in ("lora_scale", "clip_skip")}
+        instances = self.encode_instances(request.instances, embeds.device, **how)
+        instances = instances.to(dtype=embeds.dtype).repeat(images)
+        if given["do_classifier_free_guidance"]:
             text = negative if request.unconditional == "negative" else None
             if text is not None and text.shape[1:] != instances.text.shape[1:]:
                 raise ValueError(
@@ -185,7 +176,7 @@ class InstanceMixin:
             return next(calls) < int(request.beta * steps)
 
         request.stack.enter_context(self.control(instances, when))
-        return embeds, negative
+        return outputs
 
     def encode_instances(
         self, instances: Sequence[Sequence[Instance]], device: torch.device, **kwargs: Any
@@ -204,7 +195,13 @@ class InstanceMixin:
         captions = [str(i["caption"]) for i in flat if "caption_embeds" not in i]
         encoded: Any = ()
         if captions:
-            encoded, _ = super().encode_prompt(captions, device, 1, False, **kwargs)
+            encoded = super().encode_prompt(
+                captions,
+                device=device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=False,
+                **kwargs,
+            )[0]
         encoded = iter(encoded)
         embeds = [
             torch.as_tensor(i["caption_embeds"]).to(device) if "caption_embeds" in i
@@ -340,3 +337,7 @@ class StableDiffusionControlNetInpaintROICtrlPipeline(
 
 class StableDiffusionAdapterROICtrlPipeline(ROICtrlMixin, StableDiffusionAdapterPipeline):
     """Text to image with T2I-Adapter and instances."""
+
+
+class StableDiffusionXLROICtrlPipeline(ROICtrlMixin, StableDiffusionXLPipeline):
+    """Text to image with instances, of Stable Diffusion XL; no weights were released for it."""

@@ -268,6 +268,7 @@ class Attachment:
         self.handles: list[Any] = []
         self.current: tuple[Instances | None, Callable[[], bool] | None] = None, None
         self.call: Call | None = None
+        self.has_run = False
         self.collects = True
         """Whether a call is going on; what checkpointing recomputes later is not recorded."""
 
@@ -287,7 +288,7 @@ class Attachment:
 
         So they are there when checkpointing calls blocks again in the backward pass.
         """
-        self.collects, self.call = True, None
+        self.collects, self.call, self.has_run = True, None, False
         own = _given(args, kwargs, _UNET_POSITION)
         instances, when = self.current
         if own.get(KEY) is not None:
@@ -321,8 +322,18 @@ class Attachment:
             self.call.place(args[0].device, _where(self.embed)["dtype"], self.embed)
 
     def end(self, unet: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Ends a call."""
+        """Ends a call.
+
+        Raises:
+            RuntimeError: If instances were given and no block has used them.
+        """
+        unused = self.call is not None and not self.has_run
         self.collects, self.call = False, None
+        if unused:
+            raise RuntimeError(
+                "instances were given and no block used them: something has replaced the UNet's "
+                "blocks, or what they call, since ROICtrl was applied; apply it afterwards"
+            )
 
 
 class BlockHooks:
@@ -349,8 +360,9 @@ class BlockHooks:
 
     def keep(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
         """Keeps the hidden state before the norm of the cross-attention."""
-        if self.call is not None and self.fuser.enabled:
-            self.hidden = args[0]
+        if self.call is not None:
+            self.owner.has_run = True
+            self.hidden = args[0] if self.fuser.enabled else None
 
     def choose_layer(
         self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

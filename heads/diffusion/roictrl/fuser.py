@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +36,16 @@ def roi_size(rate: int, sizes: Mapping[int, int] | None = None) -> int:
     return sizes[rate] if rate in sizes else max(7, round(25 - 6 * math.log2(rate / PIXELS)))
 
 
-def level_of(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int, int]:
-    """Height, width and rate of the map that so many tokens are.
+class Level(NamedTuple):
+    """A map in the UNet: its size, and how many pixels of the image one of it covers."""
+
+    height: int
+    width: int
+    rate: int
+
+
+def level_of(tokens: int, latent_size: tuple[int, int]) -> Level:
+    """The map that so many tokens are.
 
     Args:
         tokens: Their number.
@@ -55,7 +63,7 @@ def level_of(tokens: int, latent_size: tuple[int, int]) -> tuple[int, int, int]:
             f"{tokens} tokens are no map of latents of {latent_size[0]} x {latent_size[1]} that "
             "were halved: ROICtrl cannot be used where tokens are merged or dropped"
         )
-    return height, width, rate
+    return Level(height, width, rate)
 
 
 @dataclasses.dataclass(eq=False)
@@ -258,8 +266,8 @@ class ROIFuser(nn.Module):
         Raises:
             ValueError: If tokens are no map of the latents.
         """
-        height, width, rate = level_of(normed.shape[1], call.latent_size)
-        fused, penalty = self._fuse(normed, attended, cross_attention, call, height, width, rate)
+        level = level_of(normed.shape[1], call.latent_size)
+        fused, penalty = self._fuse(normed, attended, cross_attention, call, level)
         if record:
             self.regularisation = penalty
         context = self.context_proj(call.objs)
@@ -274,57 +282,52 @@ class ROIFuser(nn.Module):
         attended: torch.Tensor,
         cross_attention: Any,
         call: Call,
-        height: int,
-        width: int,
-        rate: int,
+        level: Level,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The blend of the whole image's map with those of regions, and its penalty."""
         if len(call.rois) == 0:
             return attended, attended.new_zeros((), dtype=torch.float32)
-        size = roi_size(rate, self.roi_sizes)
-        maps = normed.unflatten(1, (height, width)).permute(0, 3, 1, 2)  # (B, C, h, w), no copy
-        pooled = roi_align(maps, call.rois, size, 1 / rate, sampling_ratio=2)
+        maps = normed.unflatten(1, level[:2]).permute(0, 3, 1, 2)  # (B, C, h, w), no copy
+        side = roi_size(level.rate, self.roi_sizes)
+        pooled = roi_align(maps, call.rois, side, 1 / level.rate, sampling_ratio=2)
         pooled = pooled.permute(0, 2, 3, 1).flatten(1, 2)  # (V, P^2, C)
         regions = cross_attention(pooled).to(attended.dtype)
-        regions = regions + self.alpha_roi_self_attn.tanh() * self.roi_self_attn(
-            self.norm1(regions)
-        ).to(regions.dtype)
+        among = self.roi_self_attn(self.norm1(regions)).to(regions.dtype)
+        regions = regions + self.alpha_roi_self_attn.tanh() * among
 
-        weights, present = self._weights(attended, regions, call, size, (height, width), rate)
+        weights, present = self._weights(attended, regions, call, level)
         covered = present[:, 1:].any(1)  # (B, N)
         penalty = (weights[:, 0] * covered).sum() / covered.sum().clamp(min=1)
-        weights = weights.to(attended.dtype)
-        fused = self._blend(attended, regions, weights, call, size, (height, width), rate)
-        return fused, penalty
+        return self._blend(attended, regions, weights.to(attended.dtype), call, level), penalty
+
+    def _unpool(self, regions: torch.Tensor, boxes: torch.Tensor, level: Level) -> torch.Tensor:
+        """Tokens (V, P^2, C) of regions on maps, (V, C, N)."""
+        side = roi_size(level.rate, self.roi_sizes)
+        regions = regions.transpose(1, 2).unflatten(2, (side, side))  # No copy.
+        maps = roi_unpool(regions, boxes, level[:2], 1 / level.rate, self.unpool_mode)
+        return maps.flatten(2)
 
     def _weights(
-        self,
-        attended: torch.Tensor,
-        regions: torch.Tensor,
-        call: Call,
-        size: int,
-        map_size: tuple[int, int],
-        rate: int,
+        self, attended: torch.Tensor, regions: torch.Tensor, call: Call, level: Level
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights of all maps at each pixel, and which maps are there, (B, R + 1, N)."""
-        instances = call.instances
         whole = self.roiattn_fuser.reduce(attended)  # (B, N)
         reduced = self.roiattn_fuser.reduce(regions)  # (V, P^2)
-        both = torch.stack((reduced, torch.ones_like(reduced)), 1).unflatten(2, (size, size))
-        both = roi_unpool(both, call.rois[:, 1:], map_size, 1 / rate, self.unpool_mode)
-        logit, inside = both.flatten(2).unbind(1)  # (V, N)
+        both = torch.stack((reduced, torch.ones_like(reduced)), 2)
+        logit, inside = self._unpool(both, call.rois[:, 1:], level).unbind(1)  # (V, N)
 
-        batch, maps = instances.batch_size, self.max_instances + 1
-        rows = instances.slots + instances.images + 1
-        logits = whole.new_zeros(batch * maps, whole.shape[1]).index_copy(0, rows, logit)
+        shape = call.instances.batch_size, self.max_instances + 1
+        rows = _rows(call.instances)
+        logits = whole.new_zeros(shape[0] * shape[1], whole.shape[1])
         present = torch.zeros_like(logits, dtype=torch.bool).index_copy(0, rows, inside > 0.5)
-        logits, present = logits.unflatten(0, (batch, maps)), present.unflatten(0, (batch, maps))
-        logits = torch.cat((whole[:, None], logits[:, 1:]), 1)
+        present = present.unflatten(0, shape)
         present = torch.cat((torch.ones_like(present[:, :1]), present[:, 1:]), 1)
+        logits = logits.index_copy(0, rows, logit).unflatten(0, shape)
+        logits = torch.cat((whole[:, None], logits[:, 1:]), 1)
 
         order = None
         if self.shuffle == "always" or (self.shuffle == "train_only" and self.training):
-            order = torch.cat((torch.zeros(1, dtype=torch.long), 1 + torch.randperm(maps - 1)))
+            order = torch.cat((torch.zeros(1, dtype=torch.long), 1 + torch.randperm(shape[1] - 1)))
             order = order.to(logits.device)
         scale = self.roiattn_fuser.channel_gate(logits, present, order, self.gate)
         logits = (logits * scale).masked_fill(~present, torch.finfo(logits.dtype).min)
@@ -336,35 +339,28 @@ class ROIFuser(nn.Module):
         regions: torch.Tensor,
         weights: torch.Tensor,
         call: Call,
-        size: int,
-        map_size: tuple[int, int],
-        rate: int,
+        level: Level,
     ) -> torch.Tensor:
         """The weighted sum of the maps, without all of them at a time."""
-        instances = call.instances
-        rows = instances.slots + instances.images + 1
-        shares = weights.flatten(0, 1)[rows]  # (V, N)
-        regions = regions.transpose(1, 2).unflatten(2, (size, size))  # (V, C, P, P), no copy
-        boxes = call.rois[:, 1:]
 
         def contribution(
             regions: torch.Tensor, shares: torch.Tensor, boxes: torch.Tensor
         ) -> torch.Tensor:
-            maps = roi_unpool(regions, boxes, map_size, 1 / rate, self.unpool_mode)
-            maps = maps.flatten(2).transpose(1, 2)  # (n, N, C)
+            maps = self._unpool(regions, boxes, level).transpose(1, 2)  # (n, N, C)
             total = maps[0] * shares[0, :, None]
             for i in range(1, len(maps)):
                 total = torch.addcmul(total, maps[i], shares[i, :, None])
             return total
 
         recompute = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        shares = weights.flatten(0, 1)[_rows(call.instances)]  # (V, N)
         fused = list((attended * weights[:, 0, :, None]).unbind(0))
         start = 0
-        for image, count in enumerate(instances.counts):
+        for image, count in enumerate(call.instances.counts):
             stop = start + count
             for first in range(start, stop, CHUNK):
                 part = slice(first, min(first + CHUNK, stop))
-                given = regions[part], shares[part], boxes[part]
+                given = regions[part], shares[part], call.rois[part, 1:]
                 if recompute:
                     more = checkpoint(
                         contribution, *given, use_reentrant=False, preserve_rng_state=False
@@ -374,3 +370,8 @@ class ROIFuser(nn.Module):
                 fused[image] = fused[image] + more
             start = stop
         return torch.stack(fused)
+
+
+def _rows(instances: Instances) -> torch.Tensor:
+    """Where taken slots are among the maps of a batch, of which the whole image's comes first."""
+    return instances.slots + instances.images + 1

@@ -63,42 +63,9 @@ def inputs():
 
 
 @pytest.fixture(scope="session")
-def components(make_unet):
-    """Components of a tiny Stable Diffusion, of 128 pixels; captions are spelt by letters."""
-    from diffusers import AutoencoderKL, DDIMScheduler
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+def components(tiny_diffusion):
+    """Components of the tiny Stable Diffusion, for pictures of 64 x 64."""
+    from diffusers import StableDiffusionPipeline
 
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,"
-    tokens = [*letters, *(letter + "</w>" for letter in letters)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    torch.manual_seed(0)
-    config = CLIPTextConfig(
-        vocab_size=len(tokens),
-        hidden_size=DIM,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        bos_token_id=len(tokens) - 2,
-        eos_token_id=len(tokens) - 1,
-        pad_token_id=len(tokens) - 1,
-    )
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-    return {
-        "unet": make_unet(),
-        "vae": vae.eval(),
-        "text_encoder": CLIPTextModel(config).eval(),
-        "tokenizer": CLIPTokenizer(
-            vocab={token: i for i, token in enumerate(tokens)}, model_max_length=77
-        ),
-        "scheduler": DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
-        ),
-        "safety_checker": None,
-        "feature_extractor": None,
-    }
+    parts = StableDiffusionPipeline.from_pretrained(tiny_diffusion()).components
+    return {name: part for name, part in parts.items() if name != "image_encoder"}

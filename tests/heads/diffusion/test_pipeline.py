@@ -21,12 +21,14 @@ from visattn.heads.diffusion import pipeline as pipelines
 from visattn.heads.diffusion.pipeline import (
     StableDiffusionImg2ImgROICtrlPipeline,
     StableDiffusionROICtrlPipeline,
+    StableDiffusionXLROICtrlPipeline,
 )
 from visattn.heads.diffusion.roictrl import ROIFuser, apply, is_applied
 
 CAT = {"bbox": [0.0, 0.1, 0.5, 0.9], "caption": "a grey cat"}
 DOG = {"bbox": [0.5, 0.0, 1.0, 0.7], "caption": "a dog"}
 STEPS = 5
+SIDE = 64
 
 
 def open_gates(unet):
@@ -111,7 +113,7 @@ def test_a_generator_determines_the_image_alone(pipe):
 
 @pytest.mark.parametrize("scale", [1.0, 7.5])
 def test_batches_are_their_images(scale, pipe):
-    latents = torch.randn(4, 4, 16, 16)
+    latents = torch.randn(4, 4, 8, 8)
     kwargs = {"guidance_scale": scale}
     both = generate(
         pipe,
@@ -227,7 +229,7 @@ def test_half_precision_loads_and_runs(pipe, tmp_path):
 def test_another_pipeline_takes_over_the_components(pipe):
     other = quiet(StableDiffusionImg2ImgROICtrlPipeline.from_pipe(pipe))
     assert other.unet is pipe.unet
-    image = torch.rand(1, 3, 128, 128)
+    image = torch.rand(1, 3, SIDE, SIDE)
     assert generate(other, image=image, instances=[[CAT]]).isfinite().all()
 
 
@@ -235,12 +237,12 @@ def test_another_pipeline_takes_over_the_components(pipe):
 
 
 def image(seed=0):
-    return torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
 def mask():
-    mask = torch.zeros(1, 1, 128, 128)
-    mask[..., 32:96, 32:96] = 1
+    mask = torch.zeros(1, 1, SIDE, SIDE)
+    mask[..., 16:48, 16:48] = 1
     return mask
 
 
@@ -277,7 +279,7 @@ VARIANTS = {
     ),
     "Adapter": (
         StableDiffusionAdapterPipeline,
-        lambda: {"image": image(), "height": 128, "width": 128},
+        lambda: {"image": image(), "height": SIDE, "width": SIDE},
     ),
 }
 
@@ -300,6 +302,36 @@ def test_variants_take_instances_beside_their_images(name, make, controlnet):
     assert not torch.allclose(out, expected, atol=1e-3)
     none = generate(pipe, instances=[[CAT]], roictrl_scheduled_sampling_beta=0.0, **inputs())
     assert torch.equal(none, expected)
+
+
+def test_stable_diffusion_xl_takes_instances(components, make_unet):
+    """Its captions are of both text encoders."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    encoder = components["text_encoder"]
+    config = CLIPTextConfig(**{**encoder.config.to_dict(), "projection_dim": 32})
+    unet = make_unet(
+        sample_size=8,
+        cross_attention_dim=64,
+        transformer_layers_per_block=(2, 1),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+    )
+    keys = ("vae", "text_encoder", "tokenizer", "scheduler")
+    pipe = quiet(
+        StableDiffusionXLROICtrlPipeline(
+            **{key: components[key] for key in keys},
+            text_encoder_2=CLIPTextModelWithProjection(config).eval(),
+            tokenizer_2=components["tokenizer"],
+            unet=open_gates(unet),
+        )
+    )
+    expected = generate(pipe)
+    out = generate(pipe, instances=[[CAT, DOG]])
+    assert out.isfinite().all()
+    assert not torch.allclose(out, expected, atol=1e-3)
+    assert torch.equal(generate(pipe), expected)
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
@@ -359,7 +391,7 @@ def test_ip_adapter_speaks_to_regions_too(masked, pipe):
     embeds = torch.randn(2, 1, 16)  # Unconditional and conditional.
     kwargs = {"ip_adapter_image_embeds": [embeds]}
     if masked:
-        kwargs["cross_attention_kwargs"] = {"ip_adapter_masks": [torch.ones(1, 1, 128, 128)]}
+        kwargs["cross_attention_kwargs"] = {"ip_adapter_masks": [torch.ones(1, 1, SIDE, SIDE)]}
     tokens = []
     block = pipe.unet.mid_block.attentions[0].transformer_blocks[0]
     block.roifuser.norm1.register_forward_pre_hook(lambda _, args: tokens.append(args[0]))

@@ -433,6 +433,37 @@ def test_no_map_of_every_region_is_made(make_instances):
     assert n.grad.isfinite().all()
 
 
+# What the authors' code computes.
+
+
+@torch.no_grad()
+def test_outputs_are_those_of_the_authors_code(golden, rule_made):
+    from diffusers.models.attention_processor import Attention
+
+    record = golden("roifuser")
+    given = record.inputs["output"]
+    fuser, net = ROIFuser(32, given["heads"]).eval(), BoxEmbedding()
+    attention = Attention(32, cross_attention_dim=16, heads=4, dim_head=8).eval()
+    for prefix, module in (("roifuser.", fuser), ("position_net.", net), ("attn2.", attention)):
+        state = {k: v for k, v in record.state_dict.items() if k.startswith(prefix)}
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items()})
+    assert sum(p.numel() for m in (fuser, net) for p in m.parameters()) == record.params
+    text = rule_made("input.instances", (2, 30, 77, 16))
+    parts = [(boxes, text[i, : len(boxes)]) for i, boxes in enumerate(given["boxes"])]
+    instances = Instances.from_lists(parts)
+    objs = net(instances.boxes, instances.masks)
+    torch.testing.assert_close(objs[:, :5], torch.from_numpy(record.outputs["objs"]))
+    size = tuple(given["latents"])
+    n, h = (rule_made(f"input.{k}", (2, size[0] * size[1], 32)) for k in ("normed", "hidden"))
+    g = attention(n, rule_made("input.caption", (2, 77, 16)))
+    call = make_call(instances, size, objs)
+    out = h + fuser(n, h, g, lambda tokens: attention(tokens, instances.text), call)
+    expected = torch.from_numpy(record.outputs["output"])
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    penalty = torch.from_numpy(record.outputs["regularisation"])
+    torch.testing.assert_close(fuser.regularisation, penalty)
+
+
 # The definition, by loops over slots as the authors have them.
 
 
@@ -805,6 +836,16 @@ def test_mistakes_in_applying_say_what_to_do(unet, make_unet):
     )
     with pytest.raises(ValueError, match="no BasicTransformerBlock"):
         apply(plain)
+
+
+@torch.no_grad()
+def test_blocks_that_were_replaced_do_not_go_unnoticed(open_unet, inputs, instances, make_unet):
+    for name, child in make_unet().named_children():
+        if name.endswith(("_blocks", "_block")):
+            setattr(open_unet, name, child)
+    run(open_unet, inputs)
+    with pytest.raises(RuntimeError, match="no block used them"):
+        run(open_unet, inputs, instances)
 
 
 # Batches for guidance.
