@@ -1,4 +1,5 @@
-"""Measures speed, memory and multiply-adds of models, or of kernels, poolings or AgentSD.
+"""Measures speed, memory and multiply-adds of models, or of kernels, poolings,
+AgentSD or ROICtrl.
 
 python tools/benchmark.py biformer_tiny --against timm/resnet50 timm/swin_tiny_patch4_window7_224
 python tools/benchmark.py biformer_tiny --against biformer_tiny@reference
@@ -7,6 +8,7 @@ python tools/benchmark.py configs/detection/nat/CONFIG.py --shape 800 1333
 python tools/benchmark.py kernels window_attention --case swin_tiny --forward
 python tools/benchmark.py probing ep aim siglip --tokens 196 --dim 768
 python tools/benchmark.py agentsd --unet sd15 --ratio 0.2 0.4
+python tools/benchmark.py roictrl --instances 8 16 32
 """
 
 import argparse
@@ -19,7 +21,7 @@ from timm.utils import ParseKwargs
 
 from visattn.heads.poolings import list_poolings
 from visattn.tools._cli import run
-from visattn.zoo.benchmark import agentsd, kernel_report, kernels, poolings
+from visattn.zoo.benchmark import agentsd, kernel_report, kernels, poolings, roictrl
 from visattn.zoo.benchmark.cases import OPS, select_cases
 from visattn.zoo.benchmark.models import BENCHES, benchmark_models, label_of
 from visattn.zoo.benchmark.report import (
@@ -371,11 +373,71 @@ def benchmark_agentsd(argv: Sequence[str]) -> None:
     print(f"written to {', '.join(map(str, written))}")
 
 
+def roictrl_parser() -> argparse.ArgumentParser:
+    """The command line for ROICtrl."""
+    parser = argparse.ArgumentParser(
+        prog="benchmark.py roictrl",
+        description="Measures time and memory of ROICtrl in a UNet of Stable Diffusion's shape "
+        "beside masked attention and the prompt alone.",
+    )
+    parser.add_argument(
+        "--instances", nargs="+", type=positive, default=[8, 16, 24, 32], metavar="N"
+    )
+    parser.add_argument("--unet", choices=tuple(agentsd.UNETS), default="sd15-small")
+    parser.add_argument("--latents", type=positive, help="side (default: the UNet's own)")
+    parser.add_argument("--batch-size", type=positive, default=1, help="default: 1")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--inference", action="store_true", help="only inference")
+    which.add_argument("--training", action="store_true", help="only training steps")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the accelerator if any)")
+    parser.add_argument(
+        "--dtype", choices=tuple(kernels.DTYPES), default="fp32", help="default: fp32"
+    )
+    parser.add_argument("--rounds", type=positive, default=3, help="turns of all methods")
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="seconds of timed steps of each, at least"
+    )
+    parser.add_argument("--threads", type=positive, help="threads on the CPU")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dirs/benchmark-roictrl"),
+        metavar="FILE",
+        help="FILE.csv and FILE.jsonl are appended to (default: %(default)s)",
+    )
+    return parser
+
+
+def benchmark_roictrl(argv: Sequence[str]) -> None:
+    """Measures ROICtrl; raises what goes wrong."""
+    args = roictrl_parser().parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    stem = output_stem(args.out)
+    check_appendable(stem.with_name(stem.name + ".csv"), roictrl.COLUMNS)
+    rows = roictrl.benchmark_roictrl(
+        args.instances,
+        pick_device(args.device),
+        args.unet,
+        args.latents,
+        args.batch_size,
+        ("inference",) if args.inference else ("training",) if args.training else roictrl.PASSES,
+        args.rounds,
+        args.seconds,
+        kernels.DTYPES[args.dtype],
+        say=lambda message: print(message, file=sys.stderr),
+    )
+    roictrl.print_tables(rows)
+    written = append_rows(rows, stem, roictrl.COLUMNS)
+    print(f"written to {', '.join(map(str, written))}")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "models": benchmark,
     "kernels": benchmark_kernels,
     "probing": benchmark_probing,
     "agentsd": benchmark_agentsd,
+    "roictrl": benchmark_roictrl,
 }
 
 

@@ -28,6 +28,7 @@ import yaml
 from .. import backbones  # noqa: F401  registers the models
 from .benchmark.agentsd import agentsd_table
 from .benchmark.poolings import poolings_table
+from .benchmark.roictrl import roictrl_table
 from .benchmark.summary import TABLES as BENCHMARK_TABLES
 from .errors import UserError
 from .files import replacing
@@ -40,6 +41,7 @@ TABLES = {
     **BENCHMARK_TABLES,
     "poolings": poolings_table,
     "agentsd": agentsd_table,
+    "roictrl": roictrl_table,
     "probing": probing_table,
     "seeds": seeds_table,
 }

@@ -35,6 +35,7 @@ _SD2 = {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
 UNETS: dict[str, dict[str, Any]] = {
     "sd15": _SD,
     "sd21": {**_SD, **_SD2, "cross_attention_dim": 1024},
+    "sd15-small": {**_SD, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 1},
     "micro": {
         "sample_size": 16,
         "block_out_channels": (32, 64),
@@ -45,7 +46,8 @@ UNETS: dict[str, dict[str, Any]] = {
         "norm_num_groups": 8,
     },
 }
-"""Keywords of ``UNet2DConditionModel``: Stable Diffusion's UNets, and one to try the command."""
+"""Keywords of ``UNet2DConditionModel``: Stable Diffusion's UNets, a narrower one of half
+the layers, and one to try commands."""
 
 
 def benchmark_agentsd(
