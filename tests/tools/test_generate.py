@@ -40,9 +40,22 @@ def pixels(path):
     return np.asarray(PIL.Image.open(path)).astype(int)
 
 
-@pytest.mark.parametrize("method", ["plain", "masked", "gligen"])
-def test_draws_all_layouts_and_says_how(command, method):
-    code, out = command("--method", method, "--batch-size", "2")
+@pytest.fixture
+def adapter(tmp_path, tiny_diffusion):
+    """A file of ROICtrl with the weights that it starts with."""
+    from diffusers import UNet2DConditionModel
+
+    from visattn.heads.diffusion.roictrl import apply, save_roictrl
+
+    unet = UNet2DConditionModel.from_pretrained(tiny_diffusion(), subfolder="unet")
+    save_roictrl(apply(unet), tmp_path / "roictrl.safetensors")
+    return tmp_path / "roictrl.safetensors"
+
+
+@pytest.mark.parametrize("method", ["plain", "masked", "gligen", "roictrl"])
+def test_draws_all_layouts_and_says_how(command, adapter, method):
+    weights = ["--roictrl", str(adapter)] if method == "roictrl" else []
+    code, out = command("--method", method, "--batch-size", "2", *weights)
     assert code == 0
     entries = json.loads((out / "results.json").read_text())
     assert [entry["image"] for entry in entries] == ["desk_5.png", "00001_0.png"]
@@ -52,6 +65,15 @@ def test_draws_all_layouts_and_says_how(command, method):
         assert pixels(out / entry["image"]).shape == (64, 64, 3)
         name = entry["image"].replace("png", "jpg")
         assert PIL.Image.open(out / "side_by_side" / name).height > 384
+
+
+def test_roictrl_is_meant_where_its_weights_are_given(command, adapter, capsys):
+    _, out = command("--roictrl", str(adapter), "--agent-sd")
+    how = json.loads((out / "results.json").read_text())[0]["how"]
+    assert (how["method"], how["agent_sd"]) == ("roictrl", 0.4)
+    adapter.write_bytes(b"no weights")
+    assert command("--roictrl", str(adapter), out="other")[0] == 2
+    assert f"cannot load {adapter}" in capsys.readouterr().err
 
 
 def test_a_picture_does_not_depend_on_its_batch(command):

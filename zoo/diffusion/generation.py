@@ -85,9 +85,11 @@ def load_pipeline(
         kind = "GLIGEN's" if grounded else "none of GLIGEN's"
         raise UserError(f"the UNet of {model} is {kind}, and method {method!r} needs the other")
     if roictrl is not None:
+        from safetensors import SafetensorError
+
         try:
             pipeline.load_roictrl(roictrl)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(f"cannot load {roictrl}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device, dtype)

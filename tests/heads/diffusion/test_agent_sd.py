@@ -257,6 +257,48 @@ def test_keeps_other_processors(unet, call):
     assert {type(p) for p in unet.attn_processors.values()} == {AttnProcessor}
 
 
+def test_goes_together_with_roictrl(unet, call, make_instances):
+    from visattn.heads.diffusion.roictrl import apply, controlled, remove
+
+    before = call(unet)
+    apply(unet, shuffle="never")
+    instances = make_instances([[0.1, 0.1, 0.6, 0.9]], [[0.2, 0.0, 1.0, 0.5]])
+    with controlled(unet, instances):
+        regions = call(unet)
+        with agent_sd(unet):
+            both = call(unet)
+        torch.testing.assert_close(call(unet), regions, atol=0, rtol=0)
+    with agent_sd(unet):
+        faster = call(unet)
+    assert not torch.equal(both, regions) and not torch.equal(both, faster)
+    torch.testing.assert_close(call(remove(unet)), before, atol=0, rtol=0)
+
+
+def test_goes_together_with_ip_adapters(unet):
+    from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+
+    processors = {
+        name: IPAdapterAttnProcessor2_0(width, 32, num_tokens=(4,)) if "attn2" in name else old
+        for name, old in unet.attn_processors.items()
+        for width in [64 if "mid_block" in name else 32]
+    }
+    unet.set_attn_processor(dict(processors))
+    attention = unet.down_blocks[0].attentions[0]
+    tokens, text = torch.randn(2, 32, 16, 16), torch.randn(2, 7, 32)
+
+    def run(images):
+        with torch.no_grad():
+            given = text, [images]
+            return attention(tokens, encoder_hidden_states=given, return_dict=False)[0]
+
+    images = torch.randn(2, 1, 4, 32)
+    with agent_sd(unet) as patch:
+        patch._size = (16, 16)
+        assert not torch.equal(run(images), run(-images))
+        assert patch.used
+    assert unet.attn_processors == processors
+
+
 @pytest.mark.parametrize("impl", ["reference", "cpu"])
 def test_implementations_agree(unet, call, impl):
     with agent_sd(unet, impl=impl, attn_precision="fp32"):
