@@ -78,7 +78,7 @@ def make_page(pipeline: Any, method: str, steps: int = 30) -> Any:
             raise gr.Error(str(error)) from error
         return image, draw_boxes(image, layout)
 
-    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    size = generation.native_size(pipeline)
     with gr.Blocks(title="Instances") as page:
         gr.Markdown(f"Draw boxes with the mouse, say what is in each, and fill them ({method}).")
         with gr.Row():
@@ -88,8 +88,10 @@ def make_page(pipeline: Any, method: str, steps: int = 30) -> Any:
                 instances = gr.Textbox("[]", label="Boxes", lines=2, elem_id=canvas.TEXT_BOX)
                 negative = gr.Textbox(label="Negative prompt")
                 with gr.Row():
-                    width = gr.Number(side, label="Width", precision=0, elem_id="visattn-width")
-                    height = gr.Number(side, label="Height", precision=0, elem_id="visattn-height")
+                    width = gr.Number(size[0], label="Width", precision=0, elem_id="visattn-width")
+                    height = gr.Number(
+                        size[1], label="Height", precision=0, elem_id="visattn-height"
+                    )
                     seed = gr.Number(0, label="Seed", precision=0)
                 with gr.Row():
                     count = gr.Slider(1, 100, steps, step=1, label="Steps")

@@ -16,7 +16,7 @@ from ..inference.saving import save_image
 from .drawing import draw_comparison
 from .layouts import Layout
 
-__all__ = ["METHODS", "Settings", "draw", "generate", "load_pipeline"]
+__all__ = ["METHODS", "Settings", "draw", "generate", "load_pipeline", "native_size"]
 
 METHODS = ("roictrl", "masked", "gligen", "plain")
 BETAS = {
@@ -226,15 +226,20 @@ def generate(
         yield from ({**entry, "new": True} for entry in entries)
 
 
-def _with_defaults(layout: Layout, settings: Settings, pipeline: Any) -> Layout:
+def native_size(pipeline: Any) -> tuple[int, int]:
+    """Width and height of the pictures that a pipeline's model was made for."""
     side = pipeline.unet.config.sample_size
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
-    scale = pipeline.vae_scale_factor
+    return width * pipeline.vae_scale_factor, height * pipeline.vae_scale_factor
+
+
+def _with_defaults(layout: Layout, settings: Settings, pipeline: Any) -> Layout:
+    width, height = native_size(pipeline)
     return replace(
         layout,
         negative_prompt=layout.negative_prompt or settings.negative_prompt,
-        width=layout.width or settings.width or width * scale,
-        height=layout.height or settings.height or height * scale,
+        width=layout.width or settings.width or width,
+        height=layout.height or settings.height or height,
     )
 
 

@@ -331,6 +331,37 @@ def test_goes_into_pipelines_by_their_unet(unet, call):
     assert patch.stage == published_stages()[1]
 
 
+@pytest.mark.parametrize(("steps", "early"), [(50, 20), (10, 4)])
+def test_pipelines_have_agents_in_two_fifths_of_their_steps(tiny_diffusion, steps, early):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_diffusion(), safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    begins = []
+
+    def note(pipeline, step, timestep, tensors):
+        begins.append(patch.stage.begin)
+        return tensors
+
+    with agent_sd(pipeline) as patch:
+        pipeline("desk", num_inference_steps=steps, output_type="latent", callback_on_step_end=note)
+    assert begins == [0.0] * early + [0.4] * (steps - early)
+
+
+def test_goes_into_stable_diffusion_xl_from_its_first_attention_on(make_unet):
+    unet = make_unet(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+    )
+    inputs = torch.randn(2, 4, 16, 16), 900, torch.randn(2, 7, 32)
+    with agent_sd(unet), pytest.raises(ValueError, match="raise max_downsample"):
+        unet(*inputs)
+    with agent_sd(unet, max_downsample=2) as patch:
+        unet(*inputs)
+    assert {tokens.tokens for tokens in patch.used.values()} == {64} and len(patch.used) == 8
+
+
 def in_twice(unet, call):
     with agent_sd(unet), agent_sd(unet):
         pass
