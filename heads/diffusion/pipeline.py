@@ -217,7 +217,7 @@ class InstanceMixin:
         parts, start = [], 0
         for image in instances:
             boxes = [list(map(float, instance["bbox"])) for instance in image]
-            parts.append((boxes, text[start : start + len(boxes)].to(text)))
+            parts.append((boxes, text[start : start + len(boxes)]))
             start += len(boxes)
         return Instances.from_lists(parts, self.max_instances)
 

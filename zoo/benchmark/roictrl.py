@@ -15,7 +15,7 @@ from .counters import count_parameters, peak_memory
 from .environment import describe_device, describe_software
 from .report import print_table
 from .summary import markdown, read_rows
-from .timing import percentiles, time_side_by_side
+from .timing import count_processor_time, percentiles, time_side_by_side
 
 __all__ = ["COLUMNS", "METHODS", "PASSES", "benchmark_roictrl", "print_tables", "roictrl_table"]
 
@@ -25,8 +25,8 @@ METHODS = ("prompt alone", "roictrl", "masked attention")
 PASSES = ("inference", "training")
 COLUMNS = (
     "method", "pass", "instances", "unet", "latents", "batch_size", "parameters", "p20_ms",
-    "p50_ms", "p80_ms", "ratio", "peak_mib", "memory_ratio", "dtype", "device", "device_name",
-    "threads", "torch", "diffusers", "visattn", "commit", "date",
+    "p50_ms", "p80_ms", "ratio", "cpu_ms", "cpu_ratio", "peak_mib", "memory_ratio", "dtype",
+    "device", "device_name", "threads", "torch", "diffusers", "visattn", "commit", "date",
 )  # fmt: skip
 
 
@@ -61,8 +61,8 @@ def benchmark_roictrl(
         say: Called with what is done next.
 
     Returns:
-        Rows of ``COLUMNS``; ``ratio`` and ``memory_ratio`` are durations and peak memory over
-        ROICtrl's.
+        Rows of ``COLUMNS``; ``ratio``, ``cpu_ratio`` and ``memory_ratio`` are durations, time of
+        processors and peak memory over ROICtrl's.
 
     Raises:
         UserError: If there is no such UNet.
@@ -108,9 +108,15 @@ def benchmark_roictrl(
             }
             if say:
                 say(f"{kind}, {count} instances")
+            if count == counts[0]:
+                for step in steps.values():  # What is compiled then is used for all counts.
+                    step()
+            counted, processors = count_processor_time(steps)
             durations = time_side_by_side(
-                steps, device, warmup=1, iters=rounds, min_time=seconds, rounds=rounds
+                counted, device, warmup=0, iters=rounds, min_time=seconds, rounds=rounds
             )
+            cpu = {name: percentiles(values).p50 for name, values in processors.items()}
+            on_cpu = device.type == "cpu"
             peaks = {name: peak_memory(step, device) for name, step in steps.items()}
             base, base_peak = percentiles(durations["roictrl"]).p50, peaks["roictrl"]
             for name in METHODS:
@@ -126,6 +132,8 @@ def benchmark_roictrl(
                         "parameters": count_parameters(unets[name]),
                         **{f"{p}_ms": round(1e3 * getattr(times, p), 2) for p in times._fields},
                         "ratio": round(times.p50 / base, 3),
+                        "cpu_ms": round(1e3 * cpu[name], 2) if on_cpu else None,
+                        "cpu_ratio": round(cpu[name] / cpu["roictrl"], 3) if on_cpu else None,
                         "peak_mib": None if peak is None else round(peak / 2**20, 1),
                         "memory_ratio": None if peak is None else round(peak / base_peak, 3),
                         **where,
@@ -176,8 +184,8 @@ def print_tables(rows: Sequence[Row]) -> None:
                 row["method"],
                 f"{row['p50_ms']:.0f}",
                 f"{row['ratio']:.2f} x",
-                "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
-                "" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f} x",
+                *_and_ratio(row, "cpu_ms", "cpu_ratio"),
+                *_and_ratio(row, "peak_mib", "memory_ratio"),
             ]
             for row in own
         ]
@@ -186,31 +194,31 @@ def print_tables(rows: Sequence[Row]) -> None:
             f"{kind.capitalize()}, {first['batch_size']} images of {first['latents']} x "
             f"{first['latents']} latents, {first['unet']}, {first['threads']} threads"
         )
-        head = [
-            "Instances",
-            "Method",
-            "Median ms",
-            "Against ROICtrl",
-            "Peak MiB",
-            "Against ROICtrl",
-        ]
+        against = "Of ROICtrl's"
+        head = ["Instances", "Method", "Median ms", against, "CPU ms", against, "Peak MiB", against]
         print_table(title, head, body)
 
 
+def _and_ratio(row: Row, value: str, ratio: str) -> tuple[str, str]:
+    return ("", "") if row[value] is None else (f"{row[value]:.0f}", f"{row[ratio]:.2f} x")
+
+
 def roictrl_table(path: Path) -> str:
-    """A Markdown table of a CSV file of ``tools/benchmark.py roictrl``.
+    """A Markdown table of a CSV file of ``tools/benchmark.py roictrl``: time, of processors where
+    it was counted, and peak memory.
 
     Raises:
         UserError: If the file has no such rows.
     """
-    rows = read_rows(path, ("method", "pass", "instances", "p50_ms", "ratio", "peak_mib"))
+    rows = read_rows(path, ("method", "pass", "instances", "p50_ms", "ratio", "cpu_ms", "peak_mib"))
+    timer = ("cpu_ms", "cpu_ratio") if rows[0]["cpu_ms"] else ("p50_ms", "ratio")
     by_key = {(row["pass"], row["instances"], row["method"]): row for row in rows}
     lines = [["Pass", "Instances", *METHODS], ["---", *["---:"] * (1 + len(METHODS))]]
     for kind in PASSES:
         for count in dict.fromkeys(row["instances"] for row in rows if row["pass"] == kind):
             own = [by_key[kind, count, method] for method in METHODS]
             cells = [
-                f"{float(row['p50_ms']) / 1e3:.2f} s ({float(row['ratio']):.2f} x), "
+                f"{float(row[timer[0]]) / 1e3:.2f} s ({float(row[timer[1]]):.2f} x), "
                 f"{float(row['peak_mib']):.0f} MiB ({float(row['memory_ratio']):.2f} x)"
                 for row in own
             ]

@@ -27,6 +27,8 @@ from visattn.heads.diffusion.roictrl import (
 from visattn.heads.diffusion.roictrl.fuser import level_of
 
 LEFT, RIGHT, WHOLE = [0.0, 0.1, 0.45, 0.9], [0.5, 0.0, 1.0, 0.7], [0.0, 0.0, 1.0, 1.0]
+SMALL = {8: 9, 16: 7}
+"""Sides of pooled regions that are fast; the definition and the authors' code are of the others."""
 BOXES = [[LEFT, RIGHT], [[0.2, 0.2, 0.8, 0.9]]]
 
 
@@ -44,7 +46,7 @@ def set_gates(unet, value):
 
 @pytest.fixture
 def unet(make_unet):
-    return apply(make_unet())
+    return apply(make_unet(), roi_sizes=SMALL)
 
 
 @pytest.fixture
@@ -604,7 +606,7 @@ def test_it_learns_and_leaves_the_unet_alone(unet, inputs, instances, tmp_path, 
 
 @pytest.mark.parametrize("shuffle", ["never", "train_only"])
 def test_gradient_checkpointing_changes_nothing(shuffle, make_unet, inputs, instances):
-    unet = apply(make_unet(), shuffle=shuffle).train()
+    unet = apply(make_unet(), shuffle=shuffle, roi_sizes=SMALL).train()
     set_gates(unet, 0.1)
     grads = []
     for _ in range(2):
