@@ -8,9 +8,9 @@ they are to be had; where it is a backbone, ``Head``, what is on it; where it is
 not in the paper) or ``measured``, and may have a ``Remark``.
 They are the only source of the tables between ``<!-- results:NAME -->`` and ``<!-- /results -->``
 in Markdown files, NAME being a collection's. Likewise those between ``<!-- KIND:FILE -->`` and
-``<!-- /results -->`` are of the rows of a CSV file: KIND is ``kernels``, ``models``, ``dense`` or
-``poolings`` where ``tools/benchmark.py`` wrote it, ``probing`` where ``tools/probe.py`` did, and
-``seeds`` where ``tools/seeds.py`` did.
+``<!-- /results -->`` are of the rows of a CSV file: KIND is ``kernels``, ``models``, ``dense``,
+``poolings``, ``agentsd`` or ``roictrl`` where ``tools/benchmark.py`` wrote it, ``probing`` where
+``tools/probe.py`` did, and ``seeds`` where ``tools/seeds.py`` did.
 """
 
 import argparse
