@@ -238,12 +238,13 @@ def probe_config(classification_config, tmp_path):
 @pytest.fixture(scope="session")
 def embedded_root(tmp_path_factory):
     """A folder with ``data/embedded``: digits, six scenes to train on, four to test, few people."""
-    from visattn.zoo.data import embedded, pedestrians
+    from visattn.zoo.data import cards, embedded, pedestrians
 
     root = tmp_path_factory.mktemp("embedded")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded, "SCENES", {"train": 6, "val": 4})
         patch.setattr(embedded, "GLYPHS_PER_SCAN", 0)
+        patch.setattr(cards, "CARDS", {"train": 24, "val": 6})
         patch.setattr(pedestrians, "PEOPLE", {"train": 4, "test": 2})
         embedded.make_embedded(root / "data/embedded")
     return root

@@ -2,8 +2,9 @@
 
 Digits are the 1,797 handwritten scans of scikit-learn. Scenes compose those scans, as glyphs with
 boxes, masks and captions, over the photographs of scikit-image and scikit-learn; glyphs are one
-scan each over a small part of a photograph. People are drawn under several cameras, for
-re-identification. Training and held-out data share neither scans nor photographs, nor people.
+scan each over a small part of a photograph; cards show one to three glyphs on plain grounds, to
+learn to draw them. People are drawn under several cameras, for re-identification. Training and
+held-out data share neither scans nor photographs, nor people.
 """
 
 import argparse
@@ -20,11 +21,12 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError
+from .cards import write_cards
+from .glyphs import CLASSES, COLOURS, bounding_box, named, render, write_annotations
 from .pedestrians import write_people
 
 __all__ = ["CLASSES", "make_embedded"]
 
-CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 # What each photograph shows, for the captions.
 PHOTOGRAPHS = {
@@ -51,18 +53,6 @@ PHOTOGRAPHS = {
         "rocket.jpg": "a rocket",
     },
 }
-COLOURS = {
-    "red": (225, 35, 35),
-    "orange": (250, 140, 20),
-    "yellow": (250, 230, 40),
-    "green": (30, 170, 60),
-    "cyan": (40, 215, 225),
-    "blue": (35, 70, 220),
-    "purple": (130, 40, 170),
-    "pink": (250, 110, 190),
-    "white": (250, 250, 250),
-    "black": (12, 12, 12),
-}
 SCENES = {"train": 600, "val": 120}
 SIZE = 160
 GLYPH_SIZE = 64
@@ -70,7 +60,7 @@ GLYPHS_PER_SCAN = 2
 HELD_OUT = 0.2
 
 _MARKER = "embedded.json"
-_FORMAT = 3
+_FORMAT = 4
 
 
 class _Glyph(NamedTuple):
@@ -97,6 +87,8 @@ def make_embedded(out: str | Path = "data/embedded", seed: int = 0) -> Path:
         out/scenes/annotations/instances_*2017.json      COCO: boxes, masks
         out/scenes/annotations/captions_*2017.json       COCO: two captions an image
         out/scenes/stuffthingmaps/*2017/*.png            0 background, 1..10 the category
+        out/cards/{train2017,val2017}/*.png              32 x 32 pixels, as scenes:
+        out/cards/annotations/{instances,captions}_*2017.json   each instance has a caption, too
         out/reid/{bounding_box_train,query,bounding_box_test}/0002_c1s1_000025_01.jpg
                                                          Market-1501, 48 x 96 pixels
 
@@ -134,6 +126,9 @@ def make_embedded(out: str | Path = "data/embedded", seed: int = 0) -> Path:
             _write_scenes(made / "scenes", split, scans[split], photographs, rng)
             rng = np.random.default_rng([seed, index, GLYPH_SIZE])
             _write_glyphs(made / "glyphs" / split, scans[split], photographs, rng)
+            write_cards(
+                made / "cards", split, scans[split], np.random.default_rng([seed, 3, index])
+            )
             part = {"train": "train", "val": "test"}[split]
             rng = np.random.default_rng([seed, 2, index])
             pictures = [photograph for photograph, _ in photographs]
@@ -203,7 +198,7 @@ def _write_glyphs(
         for copy in range(GLYPHS_PER_SCAN):
             photograph, _ = photographs[rng.integers(len(photographs))]
             canvas = _crop(photograph, GLYPH_SIZE, rng)
-            alpha = _render(scan, int(rng.integers(20, 45)), rng.uniform(-15, 15))
+            alpha = render(scan, int(rng.integers(20, 45)), rng.uniform(-15, 15))
             _paint(canvas, _put(canvas, alpha, int(digit), rng), rng)
             name = f"{index:04d}_{copy}.png"
             Image.fromarray(np.round(canvas).astype(np.uint8)).save(folder / str(digit) / name)
@@ -237,7 +232,7 @@ def _write_scenes(
                     "id": len(instances) + 1,
                     "image_id": image_id,
                     "category_id": glyph.digit + 1,
-                    "bbox": _box(mask),
+                    "bbox": bounding_box(mask),
                     "area": int(mask.sum()),
                     "segmentation": _run_lengths(mask),
                     "iscrowd": 0,
@@ -249,17 +244,8 @@ def _write_scenes(
         Image.fromarray(np.round(canvas).astype(np.uint8)).save(folder / name / file_name)
         Image.fromarray(semantic).save(folder / "stuffthingmaps" / name / file_name)
 
-    info = {"description": f"visattn embedded scenes, {split}", "version": str(_FORMAT)}
-    categories = [
-        {"id": digit + 1, "name": word, "supercategory": "digit"}
-        for digit, word in enumerate(CLASSES)
-    ]
-    for task, content in (
-        ("instances", {"annotations": instances, "categories": categories}),
-        ("captions", {"annotations": captions}),
-    ):
-        record = {"info": info, "licenses": [], "images": images, **content}
-        (folder / "annotations" / f"{task}_{name}.json").write_text(json.dumps(record))
+    description = f"visattn embedded scenes, {split}"
+    write_annotations(folder / "annotations", name, description, images, instances, captions)
 
 
 def _read_photographs(split: str) -> list[tuple[Image.Image, str]]:
@@ -307,7 +293,7 @@ def _place(
     count = rng.integers(3, 7)
     for _ in range(40):
         index = rng.integers(len(images))
-        alpha = _render(images[index], int(rng.integers(28, 61)), rng.uniform(-15, 15))
+        alpha = render(images[index], int(rng.integers(28, 61)), rng.uniform(-15, 15))
         glyph = _put(canvas, alpha, int(digits[index]), rng, taken)
         if glyph is None:
             continue
@@ -331,19 +317,6 @@ def _put(
     if taken is not None and taken[glyph.window].mean() > 0.08:
         return None
     return glyph._replace(colour=_contrasting_colour(canvas[glyph.window][alpha > 0.5], rng))
-
-
-def _render(scan: np.ndarray, height: int, angle: float) -> np.ndarray:
-    """A scan as the opacity (height, width) of a glyph with smooth edges."""
-    bordered = np.pad(scan, 2).astype(np.float32)
-    side = 6 * height  # finer than needed, so that turning costs no sharpness
-    glyph = Image.fromarray(bordered).resize((side, side), Image.Resampling.BICUBIC)
-    glyph = glyph.rotate(angle, Image.Resampling.BILINEAR)
-    rows, columns = (np.flatnonzero(np.asarray(glyph).max(axis) > 0.4) for axis in (1, 0))
-    glyph = glyph.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
-    width = min(max(round(height * glyph.width / glyph.height), 8), 60)
-    opacity = np.asarray(glyph.resize((width, height), Image.Resampling.BOX))
-    return np.clip((opacity - 0.4) * 4 + 0.5, 0, 1)
 
 
 def _contrasting_colour(pixels: np.ndarray, rng: np.random.Generator) -> str:
@@ -374,13 +347,6 @@ def _visible_masks(glyphs: list[_Glyph]) -> Iterator[tuple[_Glyph, np.ndarray]]:
     return reversed(visible)
 
 
-def _box(mask: np.ndarray) -> list[int]:
-    """COCO's [left, top, width, height] of a mask."""
-    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
-    left, top = int(columns[0]), int(rows[0])
-    return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
-
-
 def _run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
     """COCO's run-length code: runs of 0 and 1 in turn, zeros first, down the columns."""
     flat = np.concatenate([[0], mask.ravel(order="F").astype(np.int8), [1 - mask[-1, -1]]])
@@ -391,7 +357,7 @@ def _run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
 
 def _captions(glyphs: list[_Glyph], subject: str) -> tuple[str, str]:
     ordered = sorted(glyphs, key=lambda glyph: glyph.left)
-    *first, last = [f"a {g.colour} {CLASSES[g.digit]}".replace("a o", "an o") for g in ordered]
+    *first, last = [named(g.colour, g.digit) for g in ordered]
     listed = f"{', '.join(first)} and {last}" if first else last
     digits = ", ".join(CLASSES[g.digit] for g in ordered)
     return (

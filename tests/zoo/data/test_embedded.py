@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from visattn.zoo.data import embedded, pedestrians
+from visattn.zoo.data import cards, embedded, pedestrians
 from visattn.zoo.data.checks import check_dataset
 from visattn.zoo.data.embedded import CLASSES, make_embedded
 from visattn.zoo.data.reid import Market1501
@@ -22,6 +22,7 @@ def small_scenes():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embedded, "SCENES", {"train": 24, "val": 12})
         patch.setattr(embedded, "GLYPHS_PER_SCAN", 0)
+        patch.setattr(cards, "CARDS", {"train": 20, "val": 10})
         patch.setattr(pedestrians, "PEOPLE", {"train": 6, "test": 4})
         yield
 
@@ -262,3 +263,48 @@ def test_command_line(tmp_path, monkeypatch, capsys, small_scenes):
     embedded.main()
     assert json.loads((tmp_path / "data/embedded.json").read_text())["seed"] == 3
     assert str(tmp_path / "data") in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module", params=SPLITS)
+def card_records(request, data):
+    def read(task):
+        path = data / f"cards/annotations/{task}_{request.param}2017.json"
+        return json.loads(path.read_text())
+
+    images = {
+        image["id"]: np.asarray(
+            Image.open(data / f"cards/{request.param}2017/{image['file_name']}"), np.float64
+        )
+        for image in read("instances")["images"]
+    }
+    return images, read("instances")["annotations"], read("captions")["annotations"]
+
+
+def test_cards_have_one_to_three_digits_that_do_not_touch(card_records):
+    images, instances, _ = card_records
+    for key in images:
+        taken = np.zeros((32, 32), int)
+        own = [item["bbox"] for item in instances if item["image_id"] == key]
+        assert 1 <= len(own) <= 3
+        for left, top, width, height in own:
+            taken[max(top - 1, 0) : top + height, max(left - 1, 0) : left + width] += 1
+        assert taken.max() == 1
+
+
+def test_captions_of_cards_say_what_is_there(card_records):
+    images, instances, captions = card_records
+    for entry in captions:
+        listed, _, ground = entry["caption"].rpartition(" on ")
+        own = [item for item in instances if item["image_id"] == entry["image_id"]]
+        assert sorted(re.split(", | and ", listed)) == sorted(item["caption"] for item in own)
+        pixels = images[entry["image_id"]]
+        outside = np.ones((32, 32), bool)
+        for item in own:
+            left, top, width, height = item["bbox"]
+            box = slice(top, top + height), slice(left, left + width)
+            outside[max(top - 1, 0) : top + height + 1, max(left - 1, 0) : left + width + 1] = 0
+            _, colour, digit = item["caption"].split()
+            assert CLASSES[item["category_id"] - 1] == digit
+            nearest = np.linalg.norm(pixels[box] - embedded.COLOURS[colour], axis=-1).min()
+            assert nearest < 10
+        assert np.abs(pixels[outside] - cards.GROUNDS[ground]).max() <= 1
