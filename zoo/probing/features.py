@@ -1,9 +1,7 @@
 """Features of a data set on disk: read once, used again only if nothing that makes them changed."""
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..errors import DataError, UserError
 from ..files import replacing
+from ..fingerprint import Fingerprint
 from .model import Probe
 
 __all__ = ["cache_features", "fingerprint", "open_features"]
@@ -41,24 +40,14 @@ def fingerprint(
             network; plain values.
         dtype: Precision on disk.
     """
-    digest = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\0")
-
-    reader = model.reader
-    add([settings, dtype, sorted(set(reader.layers)), reader.final_norm, reader.keep])
-    add([type(reader.backbone).__qualname__, str(reader.backbone)])
-    for state in (reader.backbone.state_dict(), dict(model.data_preprocessor.named_buffers())):
-        for name, value in state.items():
-            value = value.detach().cpu().contiguous()
-            add([name, str(value.dtype), list(value.shape)])
-            digest.update(value.flatten().view(torch.uint8).numpy())
+    mark, reader = Fingerprint(), model.reader
+    mark.add([settings, dtype, sorted(set(reader.layers)), reader.final_norm, reader.keep])
+    mark.add([type(reader.backbone).__qualname__, str(reader.backbone)])
+    mark.add_state(reader.backbone.state_dict())
+    mark.add_state(dict(model.data_preprocessor.named_buffers()))
     for index, label in enumerate(dataset.labels):
-        path = dataset.path(index)
-        stat = os.stat(path)
-        add([path, stat.st_size, stat.st_mtime_ns, int(label)])
-    return digest.hexdigest()
+        mark.add_file(dataset.path(index), int(label))
+    return str(mark)
 
 
 def open_features(

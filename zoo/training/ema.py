@@ -1,5 +1,7 @@
 """Exponential moving average of the weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.hooks import EMAHook
@@ -70,3 +72,16 @@ class ModelEmaHook(EMAHook):
         # Before its first step the average is of nothing, and the model has what is to be tested.
         if self.evaluate == "ema" and self.ema_model.steps > 0:
             super()._swap_ema_parameters()
+
+
+@contextmanager
+def averaged(runner: Any) -> Iterator[None]:
+    """Has a runner's model hold, for a block of code, the weights that are evaluated."""
+    hooks = [hook for hook in runner.hooks if isinstance(hook, ModelEmaHook)]
+    for hook in hooks:
+        hook._swap_ema_parameters()
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook._swap_ema_parameters()

@@ -88,17 +88,13 @@ def complete_state_dict(model: nn.Module, state_dict: StateDict) -> StateDict:
     return {**own, **state_dict}
 
 
-class PromptHook(Hook):
-    """Tells pools the epoch, and keeps checkpoints to what is trained.
+class TrainedOnlyHook(Hook):
+    """Keeps checkpoints to what is trained.
 
-    The classifier brings it along.
+    Models with frozen parts bring it along.
     """
 
     priority = "LOWEST"
-
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
-        """Tells pools the epoch."""
-        set_epoch(runner.bare_model.backbone, runner.epoch)
 
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Takes what is frozen out of a checkpoint."""
@@ -108,6 +104,17 @@ class PromptHook(Hook):
         if averaged is not None:
             kept = {f"module.{name}" for name in trained_names(model)} | {"steps"}
             checkpoint["ema_state_dict"] = {k: v for k, v in averaged.items() if k in kept}
+
+
+class PromptHook(TrainedOnlyHook):
+    """Tells pools the epoch, and keeps checkpoints to what is trained.
+
+    The classifier brings it along.
+    """
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Tells pools the epoch."""
+        set_epoch(runner.bare_model.backbone, runner.epoch)
 
 
 def complete_checkpoint(model: nn.Module, checkpoint: dict[str, Any]) -> None:
