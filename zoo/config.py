@@ -314,6 +314,11 @@ def _candidates(name: Any, where: str, scope: str) -> list[tuple[str, Callable[.
     if not found and where.startswith("model.") and name.islower():
         # Not a class: modules choose between their own variants by such names.
         return [("", lambda **kwargs: kwargs)]
+    if not found and bare.lower().endswith("8bit"):
+        raise ConfigError(
+            f"{name} ({where}) is an optimiser of bitsandbytes, which is not installed: "
+            "pip install bitsandbytes, or use one without 8bit"
+        )
     if not found:
         raise ConfigError(
             f"unknown type {name!r} ({where}){nearest(bare, known)} "

@@ -56,6 +56,10 @@ def test_bases_and_overrides_merge():
             "model = dict(backbone=dict(model_name='biformer_tinny'))",
             "unknown model 'biformer_tinny' .*'biformer_tiny'",
         ),
+        (
+            "optim_wrapper = dict(_delete_=True, optimizer=dict(type='AdamW8bit', lr=1.0))",
+            "AdamW8bit .*pip install bitsandbytes",
+        ),
         ("train_cfg = dict(max_epoch=3)", "'max_epoch' of ResumableEpochTrainLoop .*'max_epochs'"),
         ("val_cfg = dict(fp61=True)", "'fp61' of val_cfg.*'fp16'"),
         ("randomness = dict(sed=1)", "'sed' of randomness.*'seed'"),
