@@ -43,6 +43,10 @@ def register_all(scope: str = "visattn") -> None:
         transforms,
         vtab,
     )
+    from .diffusion import cache, cards  # noqa: F401
+    from .diffusion import data as diffusion_data  # noqa: F401
+    from .diffusion import hooks as diffusion_hooks  # noqa: F401
+    from .diffusion import model as diffusion_model  # noqa: F401
     from .probing import data as probe_data  # noqa: F401
     from .probing import metrics as probe_metrics  # noqa: F401
     from .probing import optim as probe_optim  # noqa: F401

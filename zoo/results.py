@@ -10,7 +10,8 @@ They are the only source of the tables between ``<!-- results:NAME -->`` and ``<
 in Markdown files, NAME being a collection's. Likewise those between ``<!-- KIND:FILE -->`` and
 ``<!-- /results -->`` are of the rows of a CSV file: KIND is ``kernels``, ``models``, ``dense``,
 ``poolings``, ``agentsd`` or ``roictrl`` where ``tools/benchmark.py`` wrote it, ``probing`` where
-``tools/probe.py`` did, and ``seeds`` where ``tools/seeds.py`` did.
+``tools/probe.py`` did, ``seeds`` where ``tools/seeds.py`` did, and ``cards`` where
+``visattn.zoo.diffusion.comparison`` did.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from .benchmark.agentsd import agentsd_table
 from .benchmark.poolings import poolings_table
 from .benchmark.roictrl import roictrl_table
 from .benchmark.summary import TABLES as BENCHMARK_TABLES
+from .diffusion.summary import cards_table
 from .errors import UserError
 from .files import replacing
 from .probing.summary import probing_table
@@ -42,6 +44,7 @@ TABLES = {
     "poolings": poolings_table,
     "agentsd": agentsd_table,
     "roictrl": roictrl_table,
+    "cards": cards_table,
     "probing": probing_table,
     "seeds": seeds_table,
 }

@@ -68,6 +68,9 @@ def load_pipeline(
     Raises:
         UserError: If there is no such method, or weights are missing or do not fit.
     """
+    # diffusers imports no module because a folder names it.
+    from . import pixels  # noqa: F401
+
     if method not in METHODS:
         raise UserError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
     if (method == "roictrl") != (roictrl is not None):
