@@ -255,6 +255,41 @@ def _write_fine_grained(cfg: Any, num_classes: int, root: Path, scenes: Scenes) 
         (folder / f"{name}.txt").write_text("\n".join(lines))
 
 
+def _write_captions(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
+    """Scenes with their boxes, and a caption of each."""
+    cfg["data_prefix"] = {"img": "train2017/", **(cfg.get("data_prefix") or {})}
+    cfg["metainfo"] = {"classes": [str(digit) for digit in range(10)]}
+    _write_coco(cfg, num_classes, root, scenes)
+    cfg.pop("metainfo")
+    captions = [
+        {"id": i, "image_id": image["id"], "caption": "digits"}
+        for i, image in enumerate(scenes.images)
+    ]
+    (root / cfg["caption_file"]).write_text(json.dumps({"annotations": captions}))
+
+
+def _write_regions(cfg: Any, num_classes: int, root: Path, scenes: Scenes) -> None:
+    regions, images = [], []
+    for image in scenes.images:
+        _save(scenes.picture(image), root / "VG_100K" / f"{image['id']}.jpg")
+        images.append(
+            {
+                "image_id": image["id"],
+                "url": f"https://example.org/rak248/VG_100K/{image['id']}.jpg",
+                "width": image["width"],
+                "height": image["height"],
+            }
+        )
+        sides = ("x", "y", "width", "height")
+        own = [
+            {**dict(zip(sides, item["bbox"], strict=True)), "phrase": "a digit"}
+            for item in scenes.objects_of(image)
+        ]
+        regions.append({"id": image["id"], "regions": own})
+    (root / cfg["ann_file"]).write_text(json.dumps(regions))
+    (root / cfg["image_file"]).write_text(json.dumps(images))
+
+
 _WRITERS: dict[str, Callable[[Any, int, Path, Scenes], None]] = {
     "ImageFolder": _write_folders,
     "ArrayDataset": _write_instead,
@@ -265,6 +300,8 @@ _WRITERS: dict[str, Callable[[Any, int, Path, Scenes], None]] = {
     "FineGrainedDataset": _write_fine_grained,
     "CityscapesPanopticDataset": _write_panoptic_cityscapes,
     "CocoPanopticDataset": _write_panoptic,
+    "CocoCaptions": _write_captions,
+    "VisualGenome": _write_regions,
     "CocoDataset": _write_coco,
     "XMLDataset": _write_voc,
     "BaseSegDataset": _write_semantic,

@@ -21,7 +21,7 @@ CONFIGS = Path(visattn.__file__).parent / "configs"
 RECIPES = sorted(
     path
     for path in CONFIGS.rglob("*.py")
-    if path.parent.parent.parent == CONFIGS
+    if CONFIGS in (path.parent.parent, path.parent.parent.parent)
     and "_base_" not in path.parts
     and not path.stem.endswith("_embedded")
 )
@@ -34,6 +34,7 @@ REGIONS = 16
 REDUCTION = {
     "classification": 3,
     "detection": 8,
+    "diffusion": 8,
     "fine_grained": 5,
     "probing": 1,
     "prompting": 1,
@@ -109,18 +110,26 @@ def test_recipe_trains_its_true_model(path, scenes, tmp_path):
     if cfg.train_dataloader.get("sampler", {}).get("type") == "IdentitySampler":
         cfg.train_dataloader.sampler.update(PAIRS)
         cfg.train_dataloader.batch_size = math.prod(PAIRS.values())
-    name = cfg.model.backbone.get("model_name", "")
+    if task == "diffusion":
+        cfg.model.pretrained = narrowed(cfg.model, tmp_path / "pipeline")
+        # Its first rates are too small to move a weight.
+        cfg.param_scheduler = None
+    name = cfg.model.get("backbone", {}).get("model_name", "")
     if REDUCTION[task] > 1 and name.startswith(("deit_", "vit_")):
         cfg.model.backbone.dynamic_img_size = True
     for key in ("prefetch_factor", "pin_memory"):
         cfg.train_dataloader.pop(key, None)
-    if "pretrained" in cfg.model.backbone:
+    if "pretrained" in cfg.model.get("backbone", {}):
         cfg.model.backbone.pretrained = False
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
     cfg.test_dataloader = cfg.test_cfg = cfg.test_evaluator = None
     cfg.train_cfg = {"type": "ResumableIterTrainLoop", "max_iters": 2, "val_interval": 10}
     cfg.default_hooks.checkpoint = None
-    cfg.custom_hooks = [h for h in cfg.get("custom_hooks") or [] if h.type != "FinalTestHook"]
+    cfg.custom_hooks = [
+        h
+        for h in cfg.get("custom_hooks") or []
+        if h.type not in ("FinalTestHook", "SavePipelineHook")
+    ]
     for hook in cfg.custom_hooks:
         if "begin_iter" in hook:
             hook.begin_iter = 1
@@ -145,6 +154,49 @@ def test_recipe_trains_its_true_model(path, scenes, tmp_path):
     assert moved > 0.5 * len(before)
     if cfg.default_scope == "mmdet":
         takes_what_mmdet_tests_with(runner.bare_model, num_classes)
+
+
+def narrowed(model: Any, folder: Path) -> str:
+    """A pipeline like Stable Diffusion 1.5 in all but width; its ROICtrl has the true size."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from diffusers import UNet2DConditionModel as UNet
+
+    from visattn.heads.diffusion.roictrl import apply
+    from visattn.zoo.diffusion.text import make_text_encoder, make_tokenizer
+
+    with torch.device("meta"):
+        unet = UNet(cross_attention_dim=768, sample_size=64, attention_head_dim=8)
+        assert sum(p.numel() for p in unet.parameters()) == 859_520_964
+        apply(unet, **model.roictrl)
+    assert sum(p.numel() for p in unet.parameters() if p.requires_grad) == 249_204_464
+    tokenizer = make_tokenizer(["a", "digit"], 77)
+    StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(4, 4, 4, 4),
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            norm_num_groups=2,
+        ),
+        text_encoder=make_text_encoder(
+            tokenizer,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        ),
+        tokenizer=tokenizer,
+        unet=UNet(
+            block_out_channels=(16, 16, 16, 16),
+            cross_attention_dim=16,
+            attention_head_dim=8,
+            norm_num_groups=4,
+        ),
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return str(folder)
 
 
 def takes_what_mmdet_tests_with(model: torch.nn.Module, num_classes: int) -> None:
