@@ -197,7 +197,7 @@ def test_gradient_checkpointing_changes_no_gradient(tiny_folder):
         torch.testing.assert_close(grads[1][name], grad, msg=name)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.heavy)])
 def test_trains_in_mixed_precision(make_run, dtype):
     changes = {"optim_wrapper.type": "AutocastOptimWrapper", "optim_wrapper.dtype": dtype}
     runner = make_run("roictrl", **changes)
