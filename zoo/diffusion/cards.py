@@ -157,12 +157,16 @@ def load_judge(classifier: str, checkpoint: str) -> Any:
     Raises:
         ConfigError: If there is no such checkpoint.
     """
+    _require_judge(classifier, checkpoint)
+    return load_predictor(classifier, checkpoint)
+
+
+def _require_judge(classifier: str, checkpoint: str) -> None:
     if not Path(checkpoint).is_file():
         raise ConfigError(
             f"the judge of digits {checkpoint} is missing: python tools/train.py {classifier}, or "
             "set val_evaluator.checkpoint, or val_evaluator, val_dataloader and val_cfg to None"
         )
-    return load_predictor(classifier, checkpoint)
 
 
 @METRICS.register_module()
@@ -172,6 +176,9 @@ class DigitsInBoxes(BaseMetric):
     Args:
         classifier: Configuration of the classifier of digits that judges.
         checkpoint: Its weights.
+
+    Raises:
+        ConfigError: If there is no such file, which is said before training.
     """
 
     default_prefix = "boxes"
@@ -184,6 +191,7 @@ class DigitsInBoxes(BaseMetric):
         prefix: str | None = None,
     ):
         super().__init__(collect_device, prefix)
+        _require_judge(classifier, checkpoint)
         self.classifier, self.checkpoint = classifier, checkpoint
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:

@@ -114,9 +114,10 @@ def test_what_was_asked_for_succeeds_and_what_was_not_fails(records, reader):
     assert wrong["iou"] == wrong["success"] == 0
 
 
-def test_metric_judges_pictures_in_their_own_pixels(records, reader, monkeypatch):
+def test_metric_judges_pictures_in_their_own_pixels(records, reader, monkeypatch, tmp_path):
     monkeypatch.setattr(cards, "load_judge", lambda *_: reader)
-    metric = cards.DigitsInBoxes("a.py", "b.pth")
+    (tmp_path / "b.pth").touch()
+    metric = cards.DigitsInBoxes("a.py", str(tmp_path / "b.pth"))
     samples = [
         {
             "drawn": torch.from_numpy(pixels_of(record).copy()).permute(2, 0, 1),
@@ -129,9 +130,9 @@ def test_metric_judges_pictures_in_their_own_pixels(records, reader, monkeypatch
     assert metric.evaluate(len(samples))["boxes/both"] == 100
 
 
-def test_a_missing_judge_is_named():
+def test_a_missing_judge_is_named_before_training():
     with pytest.raises(ConfigError, match=r"none.pth is missing: python tools/train.py some.py"):
-        cards.load_judge("some.py", "none.pth")
+        cards.DigitsInBoxes("some.py", "none.pth")
 
 
 def test_layouts_of_records_keep_boxes_captions_and_noise(records):

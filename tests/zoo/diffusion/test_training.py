@@ -144,7 +144,8 @@ def test_validation_draws_held_out_cards_with_averaged_weights(make_run, monkeyp
         self.results += [{"digit": 1.0}] * len(samples)
 
     monkeypatch.setattr(DigitsInBoxes, "process", record)
-    runner = make_run("roictrl", validate=True, **{"train_cfg.val_interval": 4})
+    changes = {"train_cfg.val_interval": 4, "val_evaluator.checkpoint": __file__}
+    runner = make_run("roictrl", validate=True, **changes)
     runner.train()
     assert runner.message_hub.get_scalar("val/boxes/digit").current() == 100
     assert len(seen["samples"]) == len(runner.val_dataloader.dataset) == 6
