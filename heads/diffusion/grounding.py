@@ -140,7 +140,7 @@ class StableDiffusionGroundedPipeline(_ListsMixin, StableDiffusionGLIGENPipeline
                 super().__call__(
                     text,
                     *args,
-                    gligen_phrases=[entry["caption"] for entry in own] or [""],
+                    gligen_phrases=[self._shortened(entry["caption"]) for entry in own] or [""],
                     gligen_boxes=[list(entry["bbox"]) for entry in own] or [[0.0] * 4],
                     gligen_scheduled_sampling_beta=gligen_scheduled_sampling_beta if own else 0.0,
                     generator=_of(generator, number),
@@ -155,6 +155,14 @@ class StableDiffusionGroundedPipeline(_ListsMixin, StableDiffusionGLIGENPipeline
         if not return_dict:
             return whole, unsafe
         return StableDiffusionPipelineOutput(images=whole, nsfw_content_detected=unsafe)
+
+    def _shortened(self, caption: str) -> str:
+        """A caption without what its encoder has no room for, which the pipeline leaves in."""
+        tokens = self.tokenizer(caption).input_ids
+        if len(tokens) <= self.tokenizer.model_max_length:
+            return caption
+        room = self.tokenizer.model_max_length - 2
+        return self.tokenizer.decode(tokens[1 : 1 + room], skip_special_tokens=True)
 
 
 def _of(value: Any, number: int) -> Any:

@@ -110,6 +110,15 @@ def test_gligen_uses_boxes_in_its_share_of_the_steps(make):
     assert np.abs(always - never).max() > 1e-5
 
 
+def test_gligen_takes_captions_that_are_too_long(make):
+    pipeline = make("gligen")
+    long = {**CUP, "caption": "a very long cup " * 12}
+    first = draw(pipeline, "desk", [[long]])
+    np.testing.assert_array_equal(
+        draw(pipeline, "desk", [[{**long, "caption": long["caption"] * 2}]]), first
+    )
+
+
 def test_the_weight_of_the_prompt_grows(make):
     pipeline = make("masked")
     none = draw(pipeline, "desk", [[]])
