@@ -415,7 +415,7 @@ def benchmark_roictrl(argv: Sequence[str]) -> None:
         torch.set_num_threads(args.threads)
     stem = output_stem(args.out)
     check_appendable(stem.with_name(stem.name + ".csv"), roictrl.COLUMNS)
-    rows = roictrl.benchmark_roictrl(
+    measured = roictrl.benchmark_roictrl(
         args.instances,
         pick_device(args.device),
         args.unet,
@@ -427,8 +427,11 @@ def benchmark_roictrl(argv: Sequence[str]) -> None:
         kernels.DTYPES[args.dtype],
         say=lambda message: print(message, file=sys.stderr),
     )
+    rows = []
+    for some in measured:
+        written = append_rows(some, stem, roictrl.COLUMNS)  # At once: all of them take long.
+        rows += some
     roictrl.print_tables(rows)
-    written = append_rows(rows, stem, roictrl.COLUMNS)
     print(f"written to {', '.join(map(str, written))}")
 
 

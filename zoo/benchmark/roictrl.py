@@ -1,6 +1,6 @@
 """Benchmark of ROICtrl beside masked attention: one row a method, pass and number of instances."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ def benchmark_roictrl(
     seconds: float = 2.0,
     dtype: torch.dtype = torch.float32,
     say: Callable[[str], None] | None = None,
-) -> list[Row]:
+) -> Iterator[list[Row]]:
     """Times a UNet of Stable Diffusion's shape with its prompt alone, with ROICtrl, and with masked
     attention, which attends from the whole map to the caption of every instance.
 
@@ -60,9 +60,9 @@ def benchmark_roictrl(
         dtype: Precision.
         say: Called with what is done next.
 
-    Returns:
-        Rows of ``COLUMNS``; ``ratio``, ``cpu_ratio`` and ``memory_ratio`` are durations, time of
-        processors and peak memory over ROICtrl's.
+    Yields:
+        Of each pass and count, rows of ``COLUMNS``; ``ratio``, ``cpu_ratio`` and ``memory_ratio``
+        are durations, time of processors and peak memory over ROICtrl's.
 
     Raises:
         UserError: If there is no such UNet.
@@ -93,9 +93,9 @@ def benchmark_roictrl(
         **describe_software(("torch", "diffusers", "visattn")),
         "dtype": str(dtype).removeprefix("torch."),
     }
-    rows = []
     for kind in passes:
         for count in counts:
+            rows = []
             instances = _instances(count, batch_size, slots, dim).to(device, dtype)
             contexts = {
                 "prompt alone": nullcontext,
@@ -139,7 +139,7 @@ def benchmark_roictrl(
                         **where,
                     }
                 )
-    return rows
+            yield rows
 
 
 def _instances(count: int, batch_size: int, slots: int, dim: int) -> Any:
