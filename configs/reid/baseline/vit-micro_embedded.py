@@ -30,13 +30,13 @@ optim_wrapper = dict(
 )
 param_scheduler = dict(
     type="WarmupCosineLR",
-    T_max=16,
+    T_max=40,
     warmup=2,
     warmup_lr=1e-5,
     min_lr=1e-5,
     convert_to_iter_based=True,
 )
-train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=16, val_interval=4)
+train_cfg = dict(type="ResumableEpochTrainLoop", max_epochs=40, val_interval=10)
 val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(logger=dict(interval=32))
