@@ -257,6 +257,30 @@ def benchmark_kernels(argv: Sequence[str]) -> None:
         raise UserError("\n  ".join(["not all results are right", *wrong]))
 
 
+def add_running_arguments(
+    parser: argparse.ArgumentParser, out: str, rounds: int, seconds: float
+) -> None:
+    """Adds where, how long and into which file is measured, with these defaults."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the accelerator if any)")
+    parser.add_argument(
+        "--rounds", type=positive, default=rounds, help="turns of all (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=seconds,
+        help="seconds of timed steps of each, at least (default: %(default)s)",
+    )
+    parser.add_argument("--threads", type=positive, help="threads on the CPU")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(out),
+        metavar="FILE",
+        help="FILE.csv and FILE.jsonl are appended to (default: %(default)s)",
+    )
+
+
 def probing_parser() -> argparse.ArgumentParser:
     """The command line for poolings."""
     parser = argparse.ArgumentParser(
@@ -276,22 +300,10 @@ def probing_parser() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--forward", action="store_true", help="only the forward pass")
     which.add_argument("--training", action="store_true", help="only training steps")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the accelerator if any)")
     parser.add_argument(
         "--dtype", choices=tuple(kernels.DTYPES), default="fp32", help="default: fp32"
     )
-    parser.add_argument("--rounds", type=positive, default=5, help="turns of all poolings")
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="seconds of timed steps of each, at least"
-    )
-    parser.add_argument("--threads", type=positive, help="threads on the CPU")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("work_dirs/benchmark-probing"),
-        metavar="FILE",
-        help="FILE.csv and FILE.jsonl are appended to (default: %(default)s)",
-    )
+    add_running_arguments(parser, "work_dirs/benchmark-probing", 5, 2.0)
     return parser
 
 
@@ -332,20 +344,10 @@ def agentsd_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--batch-size", type=positive, default=2, help="latents (default: 2)")
     parser.add_argument("--latents", type=positive, help="side (default: the UNet's own)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the accelerator if any)")
     parser.add_argument(
         "--dtype", choices=tuple(kernels.DTYPES), help="default: fp32 on the CPU, else fp16"
     )
-    parser.add_argument("--rounds", type=positive, default=3, help="turns of all contestants")
-    parser.add_argument("--seconds", type=float, default=0.0, help="timed of each, at least")
-    parser.add_argument("--threads", type=positive, help="threads on the CPU")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("work_dirs/benchmark-agentsd"),
-        metavar="FILE",
-        help="FILE.csv and FILE.jsonl are appended to (default: %(default)s)",
-    )
+    add_running_arguments(parser, "work_dirs/benchmark-agentsd", 3, 0.0)
     return parser
 
 
@@ -389,22 +391,10 @@ def roictrl_parser() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--inference", action="store_true", help="only inference")
     which.add_argument("--training", action="store_true", help="only training steps")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the accelerator if any)")
     parser.add_argument(
         "--dtype", choices=tuple(kernels.DTYPES), default="fp32", help="default: fp32"
     )
-    parser.add_argument("--rounds", type=positive, default=3, help="turns of all methods")
-    parser.add_argument(
-        "--seconds", type=float, default=2.0, help="seconds of timed steps of each, at least"
-    )
-    parser.add_argument("--threads", type=positive, help="threads on the CPU")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("work_dirs/benchmark-roictrl"),
-        metavar="FILE",
-        help="FILE.csv and FILE.jsonl are appended to (default: %(default)s)",
-    )
+    add_running_arguments(parser, "work_dirs/benchmark-roictrl", 3, 2.0)
     return parser
 
 

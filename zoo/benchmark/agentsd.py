@@ -1,6 +1,5 @@
 """Benchmarks of AgentSD: one row for a step of a UNet as it is, and for each way of merging."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from .counters import peak_memory
 from .environment import describe_device, describe_software
 from .report import print_table
 from .summary import DASH, markdown, read_rows
-from .timing import percentiles, time_side_by_side
+from .timing import count_processor_time, percentiles, time_side_by_side
 
 __all__ = ["COLUMNS", "UNETS", "agentsd_table", "benchmark_agentsd", "print_tables"]
 
@@ -119,16 +118,10 @@ def benchmark_agentsd(
             say(f"first call: {name}")
         outputs[name] = step(stages)
     plain = outputs[PLAIN][0].float()
-    seconds_of_cpu: dict[str, list[float]] = {name: [] for name in contestants}
-
-    def timed(name: str) -> None:
-        begin = time.process_time()
-        step(contestants[name][1])
-        seconds_of_cpu[name].append(time.process_time() - begin)
-
-    steps = {name: partial(timed, name) for name in contestants}
-    durations = time_side_by_side(steps, device, 0, rounds, seconds, rounds)
-    cpu = {name: percentiles(values).p50 for name, values in seconds_of_cpu.items()}
+    steps = {name: partial(step, stages) for name, (_, stages) in contestants.items()}
+    counted, processors = count_processor_time(steps)
+    durations = time_side_by_side(counted, device, 0, rounds, seconds, rounds)
+    cpu = {name: percentiles(values).p50 for name, values in processors.items()}
     base = percentiles(durations[PLAIN]).p50
     where = {
         "dtype": str(dtype).removeprefix("torch."),
