@@ -7,7 +7,7 @@ VENV := .venv
 export OMP_WAIT_POLICY ?= PASSIVE
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-heavy test-recipes lint clean
+.PHONY: demo test test-slow test-heavy test-recipes lint clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -25,7 +25,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m visattn.zoo.demo
 
 test: $(VENV)/.natten lint
-	$(BIN)/pytest -n 2 --dist worksteal -m "not heavy and not recipes"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not heavy and not recipes"
+
+test-slow: $(VENV)/.natten
+	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 test-heavy: $(VENV)/.natten
 	$(BIN)/pytest -n 2 --dist worksteal -m heavy

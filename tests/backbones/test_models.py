@@ -137,7 +137,9 @@ def relative(actual, expected):
 
 
 CHEAP = ("test_default_cfg", "test_too_small", "test_pretrained")
-COMPILED = ("test_compiles", "test_exports", "test_runs_in_onnx")
+EXPORTED = ("test_exports", "test_runs_in_onnx")
+COMPILED = ("test_compiles", *EXPORTED)
+QUICKLY_EXPORTED = ("biformer_tiny", "elaresnet18_t")
 
 
 @cache
@@ -165,6 +167,8 @@ def compiled_differently():
 def pytest_generate_tests(metafunc):
     """Puts cheap questions to all models, others to one of each kind; the rest is heavy.
 
+    Exports take long: most of those of one of each kind are slow.
+
     All questions are put to one model after the other, so that they can share what is traced.
     """
     test = metafunc.function.__name__
@@ -175,10 +179,12 @@ def pytest_generate_tests(metafunc):
         models, light = compiled_differently(), ONE_A_FAMILY
     elif not test.startswith(CHEAP):
         models, light = built_differently(), KINDS
-    names = [
-        pytest.param(name, marks=() if name in light else pytest.mark.heavy)
-        for name in sorted(models)
-    ]
+    quick = QUICKLY_EXPORTED if test.startswith(EXPORTED) else light
+
+    def marks(name):
+        return pytest.mark.heavy if name not in light else () if name in quick else pytest.mark.slow
+
+    names = [pytest.param(name, marks=marks(name)) for name in sorted(models)]
     metafunc.parametrize("name", names, scope="module")
 
 

@@ -165,11 +165,13 @@ def run(**environment):
     )
 
 
+@pytest.mark.slow
 def test_machine_code_is_kept_on_disk(tmp_path):
     runs = [run(NUMBA_CACHE_DIR=str(tmp_path)).stdout.split() for _ in range(2)]
     assert runs == [["0", "1"], ["1", "0"]]
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path):
     """Without a folder for it, code is compiled anew, and a warning says so."""
     (tmp_path / "file").touch()

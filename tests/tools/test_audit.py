@@ -35,6 +35,7 @@ SAMPLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", SAMPLE)
 def test_a_sample_of_kernels_is_as_it_should_be(op):
     done = run_audit(op, "--case", SAMPLE[op], "--dtypes", "fp16", "--targets", "sm_80", "sm_90")

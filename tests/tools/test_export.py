@@ -119,6 +119,7 @@ def test_bad_arguments(arguments, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_biformer_exports_to_onnx_at_any_size(tmp_path):
     import timm
 

@@ -183,7 +183,10 @@ def test_flipped_masks_are_turned_back(tmp_path):
     assert torch.equal(found.masks, mask)
 
 
-@pytest.mark.parametrize("layout", ["theirs", "bare", "safetensors"])
+@pytest.mark.parametrize(
+    "layout",
+    ["theirs", *(pytest.param(form, marks=pytest.mark.slow) for form in ("bare", "safetensors"))],
+)
 def test_released_layouts_are_tested_as_ours(dense_config, tmp_path, layout):
     from safetensors.torch import save_file
 

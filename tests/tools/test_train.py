@@ -177,6 +177,7 @@ def test_testing_on_nothing_and_dumping_to_anything_are_refused(recipe, tmp_path
     assert "no test_dataloader" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(recipe, tmp_path):
     """Data parallel over gloo, against one process with batches of the same images."""
     pipeline = "train_dataloader.dataset.pipeline"

@@ -155,6 +155,7 @@ def test_command_line(run, monkeypatch, capsys):
     assert "other.html" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_demo_runs_the_whole_path(folder):
     command = [sys.executable, "-m", "visattn.zoo.demo", "--work-dir", "out", "--cfg-options"]
     options = ["train_cfg.max_epochs=1", "param_scheduler.warmup=0", "param_scheduler.T_max=1"]
@@ -169,6 +170,7 @@ def test_demo_runs_the_whole_path(folder):
     assert all(step["seconds"] > 0 for step in steps)
 
 
+@pytest.mark.slow
 def test_demo_stops_at_the_step_that_fails(folder, monkeypatch, capfd):
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit) as exit_info:

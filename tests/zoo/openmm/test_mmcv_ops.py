@@ -484,7 +484,9 @@ def run(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("module", ["mmdet.models", "mmseg.models"])
+@pytest.mark.parametrize(
+    "module", ["mmdet.models", pytest.param("mmseg.models", marks=pytest.mark.slow)]
+)
 def test_openmm_imports_in_a_fresh_interpreter(module):
     result = run(
         f"from visattn.zoo.openmm.mmcv_ops import install; assert install(); import {module}"

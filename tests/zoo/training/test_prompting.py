@@ -89,6 +89,7 @@ def test_resumed_training_ends_in_the_same_weights(train, overrides, tmp_path):
         assert torch.equal(value, expected[name]), name
 
 
+@pytest.mark.slow
 def test_resumed_training_keeps_its_average(train, overrides, tmp_path):
     hooks = {"custom_hooks": [{"type": "ModelEmaHook", "decay": 0.9}]}
     ends = []

@@ -45,6 +45,7 @@ def test_weights_alone_cannot_be_resumed(train, tmp_path):
         train("other", {"load_from": str(weights)}, resume=True)
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_from_its_last_checkpoint(classification_config, tmp_path):
     work_dir = tmp_path / "killed"
     command = [sys.executable, str(TRAIN), str(classification_config), "--work-dir", str(work_dir)]

@@ -57,7 +57,13 @@ LOOPS = {
 
 @pytest.mark.parametrize(
     ("loop", "interrupted_at"),
-    [("epochs", 4), ("epochs", 9), ("epochs", 12), ("iterations", 12), ("endless sampler", 4)],
+    [
+        ("epochs", 9),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("epochs", 4), ("epochs", 12), ("iterations", 12), ("endless sampler", 4)]
+        ),
+    ],
 )
 def test_resumed_run_equals_the_uninterrupted_one(make_runner, tmp_path, loop, interrupted_at):
     """Within an epoch (9 iterations), at its end and in the next one; even with other workers."""
