@@ -6,11 +6,12 @@ default_scope = "visattn"
 model = dict(
     type="LatentDiffusion",
     pretrained="work_dirs/base-micro_embedded/pipeline",
-    # Maps of 8 x 8 and 4 x 4 have boxes of a few places.
-    roictrl=dict(unpool_mode="aligned", roi_sizes={16: 6, 32: 4}, max_instances=4),
-    sampling=dict(num_inference_steps=25, guidance_scale=3.0),
+    # Boxes on maps of 8 x 8 and 4 x 4 are of a few places.
+    roictrl=dict(unpool_mode="aligned", roi_sizes={8: 6, 16: 4}, max_instances=2),
+    snr_gamma=2.0,
+    sampling=dict(num_inference_steps=25, guidance_scale=2.0),
 )
-train_dataloader = dict(dataset=dict(max_instances=4))
+train_dataloader = dict(dataset=dict(max_instances=2))
 optim_wrapper = dict(
     type="OptimWrapper",
     optimizer=dict(type="AdamW", lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01),

@@ -2,7 +2,7 @@
 
 Digits are the 1,797 handwritten scans of scikit-learn. Scenes compose those scans, as glyphs with
 boxes, masks and captions, over the photographs of scikit-image and scikit-learn; glyphs are one
-scan each over a small part of a photograph; cards show one to three glyphs on plain grounds, to
+scan each over a small part of a photograph; cards show one or two glyphs on plain grounds, to
 learn to draw them. People are drawn under several cameras, for re-identification. Training and
 held-out data share neither scans nor photographs, nor people.
 """
@@ -60,7 +60,7 @@ GLYPHS_PER_SCAN = 2
 HELD_OUT = 0.2
 
 _MARKER = "embedded.json"
-_FORMAT = 4
+_FORMAT = 5
 
 
 class _Glyph(NamedTuple):
@@ -87,7 +87,7 @@ def make_embedded(out: str | Path = "data/embedded", seed: int = 0) -> Path:
         out/scenes/annotations/instances_*2017.json      COCO: boxes, masks
         out/scenes/annotations/captions_*2017.json       COCO: two captions an image
         out/scenes/stuffthingmaps/*2017/*.png            0 background, 1..10 the category
-        out/cards/{train2017,val2017}/*.png              32 x 32 pixels, as scenes:
+        out/cards/{train2017,val2017}/*.png              16 x 16 pixels, as scenes:
         out/cards/annotations/{instances,captions}_*2017.json   each instance has a caption, too
         out/reid/{bounding_box_train,query,bounding_box_test}/0002_c1s1_000025_01.jpg
                                                          Market-1501, 48 x 96 pixels

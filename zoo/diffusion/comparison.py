@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", default="data/embedded/cards", help="(default: %(default)s)")
     parser.add_argument("--methods", nargs="+", default=METHODS, help="(default: all)")
     parser.add_argument("--steps", type=int, default=25, help="(default: %(default)s)")
-    parser.add_argument("--guidance", type=float, default=3.0, help="(default: %(default)s)")
+    parser.add_argument("--guidance", type=float, default=2.0, help="(default: %(default)s)")
     parser.add_argument("--count", type=int, help="only the first cards")
     parser.add_argument("--out", type=Path, metavar="FILE.csv", help="rows, for the README's table")
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="pictures of some cards")

@@ -67,7 +67,7 @@ def reader(records, monkeypatch):
 def test_ink_is_the_glyph(records):
     for record in records:
         weights = cards.ink(pixels_of(record))
-        inside = np.zeros((32, 32), bool)
+        inside = np.zeros((drawn_cards.SIZE, drawn_cards.SIZE), bool)
         for left, top, right, bottom in record.boxes.astype(int):
             inside[max(top - 1, 0) : bottom + 1, max(left - 1, 0) : right + 1] = True
         assert weights[~inside].max() < 0.05
@@ -121,7 +121,7 @@ def test_metric_judges_pictures_in_their_own_pixels(records, reader, monkeypatch
     samples = [
         {
             "drawn": torch.from_numpy(pixels_of(record).copy()).permute(2, 0, 1),
-            "boxes": torch.from_numpy(record.boxes / 32),
+            "boxes": torch.from_numpy(record.boxes / drawn_cards.SIZE),
             "captions": record.box_captions,
         }
         for record in records
@@ -141,7 +141,7 @@ def test_layouts_of_records_keep_boxes_captions_and_noise(records):
     assert layout == again and layout.seed is not None
     assert layout.prompt == records[0].captions[0]
     for instance, box in zip(layout.instances, records[0].boxes, strict=True):
-        assert instance.in_pixels(32, 32) == pytest.approx(box.tolist())
+        assert instance.in_pixels(drawn_cards.SIZE, drawn_cards.SIZE) == pytest.approx(box.tolist())
     assert len({comparison.to_layout(record).seed for record in records}) == len(records)
 
 

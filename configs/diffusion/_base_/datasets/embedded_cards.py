@@ -1,6 +1,6 @@
-# Cards with one to three digits; those to validate on show other scans, elsewhere.
+# Cards with one or two digits; those to validate on show other scans, elsewhere.
 train_dataloader = dict(
-    batch_size=64,
+    batch_size=32,
     num_workers=0,
     drop_last=True,
     sampler=dict(type="DefaultSampler", shuffle=True),
@@ -11,7 +11,7 @@ train_dataloader = dict(
         ann_file="annotations/instances_train2017.json",
         caption_file="annotations/captions_train2017.json",
         data_prefix=dict(img="train2017/"),
-        size=32,
+        size=16,
     ),
 )
 val_dataloader = dict(
@@ -25,7 +25,7 @@ val_dataloader = dict(
         ann_file="annotations/instances_val2017.json",
         caption_file="annotations/captions_val2017.json",
         data_prefix=dict(img="val2017/"),
-        size=32,
+        size=16,
         training=False,
     ),
 )
