@@ -8,7 +8,6 @@ model = dict(
     pretrained="work_dirs/base-micro_embedded/pipeline",
     # Boxes on maps of 8 x 8 and 4 x 4 are of a few places.
     roictrl=dict(unpool_mode="aligned", roi_sizes={8: 6, 16: 4}, max_instances=2),
-    snr_gamma=2.0,
     sampling=dict(num_inference_steps=25, guidance_scale=2.0),
 )
 train_dataloader = dict(dataset=dict(max_instances=2))
@@ -20,10 +19,10 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = dict(
-    type="WarmupCosineLR", T_max=800, warmup=50, warmup_lr=1e-5, min_lr=1e-5, by_epoch=False
+    type="WarmupCosineLR", T_max=1000, warmup=50, warmup_lr=1e-5, min_lr=1e-5, by_epoch=False
 )
-train_cfg = dict(type="ResumableIterTrainLoop", max_iters=800, val_interval=800)
-default_hooks = dict(checkpoint=dict(interval=200))
+train_cfg = dict(type="ResumableIterTrainLoop", max_iters=1000, val_interval=1000)
+default_hooks = dict(checkpoint=dict(interval=500))
 custom_hooks = [
     dict(type="ModelEmaHook", decay=0.99),
     dict(type="SavePipelineHook"),

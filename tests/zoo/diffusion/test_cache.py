@@ -111,7 +111,7 @@ def test_runs_train_from_the_cache(make_run, tmp_path, monkeypatch):
     plain.train()
     cached = make_run("roictrl", "cached", custom_hooks=[hook], **changes)
     cached.train()
-    assert (tmp_path / "cache/latents_32x32/rows.npy").is_file()
+    assert (tmp_path / "cache/latents_16x16/rows.npy").is_file()
     losses = [run.message_hub.get_scalar("train/loss").data[0] for run in (plain, cached)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
 

@@ -150,7 +150,7 @@ def test_validation_draws_held_out_cards_with_averaged_weights(make_run, monkeyp
     assert runner.message_hub.get_scalar("val/boxes/digit").current() == 100
     assert len(seen["samples"]) == len(runner.val_dataloader.dataset) == 6
     for sample in seen["samples"]:
-        assert "val2017" in sample["path"] and sample["drawn"].shape == (3, 32, 32)
+        assert "val2017" in sample["path"] and sample["drawn"].shape == (3, 16, 16)
         assert len(sample["boxes"]) == len(sample["captions"]) > 0 and all(sample["captions"])
     (ema,) = (hook for hook in runner.hooks if type(hook).__name__ == "ModelEmaHook")
     for name, value in ema.ema_model.module.unet.state_dict().items():
