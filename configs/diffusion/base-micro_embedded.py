@@ -40,6 +40,7 @@ model = dict(
         clip_sample=False,
         steps_offset=1,
     ),
+    snr_gamma=2.0,
     sampling=dict(num_inference_steps=25, guidance_scale=2.0),
 )  # fmt: skip
 optim_wrapper = dict(

@@ -19,10 +19,10 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=1.0),
 )
 param_scheduler = dict(
-    type="WarmupCosineLR", T_max=1000, warmup=50, warmup_lr=1e-5, min_lr=1e-5, by_epoch=False
+    type="WarmupCosineLR", T_max=750, warmup=50, warmup_lr=1e-5, min_lr=1e-5, by_epoch=False
 )
-train_cfg = dict(type="ResumableIterTrainLoop", max_iters=1000, val_interval=1000)
-default_hooks = dict(checkpoint=dict(interval=500))
+train_cfg = dict(type="ResumableIterTrainLoop", max_iters=750, val_interval=750)
+default_hooks = dict(checkpoint=dict(interval=250))
 custom_hooks = [
     dict(type="ModelEmaHook", decay=0.99),
     dict(type="SavePipelineHook"),
