@@ -12,6 +12,8 @@ import timm.layers
 import torch
 from torch import nn
 
+from ..kernels._memory import empty
+
 HIDDEN_PER_THREAD = 2**18
 """Hidden features that a thread works on at a time: a megabyte in single precision."""
 
@@ -94,7 +96,7 @@ def _forward(
     bias2: torch.Tensor | None,
 ) -> torch.Tensor:
     tokens = x.reshape(-1, x.shape[-1])
-    out = x.new_empty(len(tokens), weight2.shape[0])
+    out = empty(len(tokens), weight2.shape[0])
     for block, hidden, _ in _blocks(tokens, weight1.shape[0], buffers=1):
         _linear(tokens[block], weight1, bias1, hidden)
         torch.ops.aten.gelu_(hidden)
@@ -113,7 +115,7 @@ def _backward(
     """Gradients of ``x``, of the first weight and bias and of the second weight, where needed."""
     tokens, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
     need_x, need_weight1, need_bias1, need_weight2 = needs
-    grad_x = torch.empty_like(tokens) if need_x else None
+    grad_x = empty(*tokens.shape) if need_x else None
     grad_weight1 = torch.zeros_like(weight1) if need_weight1 else None
     grad_bias1 = torch.zeros_like(bias1) if need_bias1 else None
     grad_weight2 = torch.zeros_like(weight2) if need_weight2 else None

@@ -13,6 +13,7 @@ import torch
 from .._blocks import DTYPE_CODES, add, clear, inner_product, multiply, padded, read, write
 from .._elements import load_as_float
 from .._jit import inline, jit
+from .._memory import empty
 from .._threads import CHUNKS_PER_THREAD, parallel_for
 from .._transposition import gather_transposed
 from .._vectors import (
@@ -56,7 +57,7 @@ def forward(q, k, v, routing, regions, scale, pad_mode):
     """Output (B, H, W, heads, dim_v), and log2 of the sums of exponentials (B, heads, H, W)."""
     q, k, v = _with_contiguous_rows(q, k, v)
     batch, height, width, heads, _ = q.shape
-    out = torch.empty(batch, height, width, heads, v.shape[-1], dtype=v.dtype)
+    out = empty(batch, height, width, heads, v.shape[-1], dtype=v.dtype)
     lse = torch.empty(batch, heads, height, width)
     routing, geometry = _geometry(q, k, v, routing, regions, pad_mode)
     parallel_for(
@@ -82,7 +83,7 @@ def backward(grad, q, k, v, routing, out, lse, regions, scale, pad_mode):
     grad, q, k, v = _with_contiguous_rows(grad, q, k, v)
     batch, _, _, heads, dim = q.shape
     dim_v = v.shape[-1]
-    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    dq, dk, dv = (empty(*x.shape, dtype=x.dtype) for x in (q, k, v))
     routing, geometry = _geometry(q, k, v, routing, regions, pad_mode)
     threads = torch.get_num_threads()
     together = batch * heads >= threads

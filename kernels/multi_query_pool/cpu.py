@@ -17,6 +17,7 @@ from .._blocks import (
     softmax_gradient,
 )
 from .._jit import inline, jit
+from .._memory import empty
 from .._reductions import TILE, inner_products_tile
 from .._threads import parallel_for
 from .._vectors import F32, LANES, get, put
@@ -69,8 +70,8 @@ def backward(grad, x, values, queries, out, logits, lse, scale, needs):
     batch, tokens, dim = x.shape
     count, wide = queries.shape[-2], values.shape[-1]
     need_x, need_values, need_queries = needs
-    dx = torch.empty(x.shape if need_x else 0, dtype=x.dtype)
-    dvalues = torch.empty(values.shape if need_values else 0, dtype=values.dtype)
+    dx = empty(*(x.shape if need_x else [0]), dtype=x.dtype)
+    dvalues = empty(*(values.shape if need_values else [0]), dtype=values.dtype)
     # Sums over the batch are made of a number of parts that does not depend on threads.
     splits = min(batch, TASKS) if queries.ndim == 2 else batch
     dqueries = torch.zeros(splits, count, dim)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from .._blocks import DTYPE_CODES
+from .._memory import empty
 from .._threads import CHUNKS_PER_THREAD, parallel_for
 from . import _dense, _plan, _slide
 from ._maps import Geometry, Tensor
@@ -18,7 +19,7 @@ MOST_DENSE = 512
 def forward(q, k, v, rpb, extra_k, extra_v, kernel, dilation, stride, causal, scale):
     """Output (B, *spatial, heads, dim) and log-sum-exp of the logits (B, heads, *spatial)."""
     q, k, v, extra_k, extra_v = _with_contiguous_rows(q, k, v, extra_k, extra_v)
-    out = v.new_empty(v.shape)
+    out = empty(*v.shape, dtype=v.dtype)
     lse = q.new_empty(q.shape[0], q.shape[-2], *q.shape[1:-2], dtype=torch.float32)
     if q.numel() == 0:
         return out, lse
@@ -51,7 +52,7 @@ def backward(
 ):
     """Gradients of q, k, v, rpb, extra_k and extra_v; empty for those that are None."""
     grad, q, k, v, extra_k, extra_v = _with_contiguous_rows(grad, q, k, v, extra_k, extra_v)
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    dq, dk, dv = (empty(*x.shape, dtype=x.dtype) for x in (q, k, v))
     none = q.new_empty(0)
     if q.numel() == 0:
         rest = (none if x is None else torch.zeros_like(x) for x in (rpb, extra_k, extra_v))

@@ -10,6 +10,7 @@ import torch
 
 from visattn.kernels import _threads
 from visattn.kernels._launch import launcher as compile_launcher
+from visattn.kernels._memory import without_reuse
 
 EPSILON = {torch.float32: 2**-23, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
@@ -122,7 +123,7 @@ def poisoned_memory() -> Iterator[None]:
 
         return call
 
-    with pytest.MonkeyPatch.context() as patch:
+    with without_reuse(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", poison(torch.empty))
         patch.setattr(torch, "empty_like", poison(torch.empty_like))
         patch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...kernels import use_impl
+from ...kernels._memory import without_reuse
 
 aten = torch.ops.aten
 
@@ -75,8 +76,8 @@ def peak_memory(step: Callable[[], object], device: torch.device) -> int | None:
     With the model, its optimiser and the input made before, and gradients freed, this is what
     activations, gradients and workspaces need at the worst moment. On CUDA it is the growth of
     ``torch.cuda.max_memory_allocated``; on the CPU it is counted from every allocation and release
-    of PyTorch's CPU allocator, including those within operators. Memory that other libraries
-    allocate for themselves is not seen.
+    of PyTorch's CPU allocator, including those within operators; kernels get all their memory from
+    it here. Memory that other libraries allocate for themselves is not seen.
 
     Args:
         step: What to run, once; call it before, so that lazily made state exists.
@@ -95,7 +96,8 @@ def peak_memory(step: Callable[[], object], device: torch.device) -> int | None:
     if device.type != "cpu":
         return None
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as trace:
+    trace = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+    with without_reuse(), trace:
         step()
     changes = (
         event.nbytes()
