@@ -20,7 +20,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple, trunc_normal_
 from torch import nn
 
-from ..kernels import AgentBias, agent_attention
+from ..kernels import AgentBias, agent_attention, unpack
 from ..kernels.agent_attention.reference import dense_bias
 from ._builder import StateDict
 from .biformer import LocalEnhancement
@@ -217,10 +217,11 @@ class SpatialReductionAttention(nn.Module):
         """Queries (B, H * W, C), keys and values (B, h * w, C), and H and W, and h and w."""
         size = x.shape[1:3]
         if self.sr_ratio == 1:
-            return *self.qkv(x.flatten(1, 2)).chunk(3, -1), size, size
+            return *unpack(self.qkv(x.flatten(1, 2)).unflatten(-1, (3, -1)), 2), size, size
         reduced = self.reduction(x)
         q = self.q(x.flatten(1, 2))
-        return q, *self.kv(reduced.flatten(1, 2)).chunk(2, -1), size, reduced.shape[1:3]
+        kv = self.kv(reduced.flatten(1, 2)).unflatten(-1, (2, -1))
+        return q, *unpack(kv, 2), size, reduced.shape[1:3]
 
     def attend(
         self,
@@ -337,10 +338,8 @@ class AgentAttention(SpatialReductionAttention):
         if self.sr_ratio > 1:
             values = F.interpolate(values.permute(0, 3, 1, 2), size, mode="bilinear")
             values = values.permute(0, 2, 3, 1)
-        local = self.dwc(values).flatten(1, 2)
-        if prefix:
-            return torch.cat([out[:, :prefix], out[:, prefix:] + local], 1)
-        return out + local
+        local = self.dwc(values, out[:, prefix:].unflatten(1, size)).flatten(1, 2)
+        return torch.cat([out[:, :prefix], local], 1) if prefix else local
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, agent_shape={self.agent_shape}"

@@ -28,7 +28,7 @@ from timm.layers import calculate_drop_path_rates, to_2tuple
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from ..kernels import window_attention
+from ..kernels import unpack, window_attention
 from ._agent import (
     AgentAttention,
     Size,
@@ -42,12 +42,13 @@ from ._agent import (
 from ._builder import StateDict, build_model, rename, unwrap
 from ._pyramid import Pyramid, Stage
 from ._registry import register_model
+from .biformer import LocalEnhancement
 from .nat import ConvDownsample
 
 __all__ = ["AgentCSWin", "CrossShapedAttention", "StripeConv"]
 
 
-class StripeConv(nn.Conv2d):
+class StripeConv(LocalEnhancement):
     """Depthwise 3x3 convolution of a channels-last map within stripes, each zero-padded.
 
     Args:
@@ -57,26 +58,24 @@ class StripeConv(nn.Conv2d):
     """
 
     def __init__(self, dim: int, split_size: int | None = None, axis: int = 2, **dd: Any):
-        super().__init__(dim, dim, 3, padding=1, groups=dim, **dd)
+        super().__init__(dim, 3, **dd)
         self.split_size = split_size
         self.axis = axis
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         split, axis = self.split_size, self.axis
         if split is None:
-            return self._convolve(x)
+            return super().forward(x, residual)
         # One line of zeros between stripes, which each of them has for its border.
         length = x.shape[axis]
         place = torch.arange(length + (length - 1) // split, device=x.device)
         stripe, line = place // (split + 1), place % (split + 1)
         source = torch.where(line < split, stripe * split + line, length)
         x = F.pad(x, (0, 0, 0, 0, 0, 1) if axis == 1 else (0, 0, 0, 1))
-        x = self._convolve(x.index_select(axis, source))
+        x = super().forward(x.index_select(axis, source))
         lines = torch.arange(length, device=x.device)
-        return x.index_select(axis, lines + lines // split)
-
-    def _convolve(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x.index_select(axis, lines + lines // split)
+        return x if residual is None else residual + x
 
 
 class CrossShapedAttention(nn.Module):
@@ -120,7 +119,7 @@ class CrossShapedAttention(nn.Module):
         height, width = x.shape[1:3]
         branches = len(self.lepe)
         qkv = self.qkv(x).unflatten(-1, (3, branches, self.num_heads // branches, -1))
-        q, k, v = qkv.unbind(3)  # (B, H, W, branches, heads, dim)
+        q, k, v = unpack(qkv, 3)  # (B, H, W, branches, heads, dim)
         split = self.split_size
         if split is None:
             out = [self._whole(q[:, :, :, 0], k[:, :, :, 0], v[:, :, :, 0])]
@@ -130,7 +129,7 @@ class CrossShapedAttention(nn.Module):
                 for i, stripe in enumerate([(height, split), (split, width)])
             ]
         out = [
-            y.flatten(3) + lepe(v[:, :, :, i].flatten(3))
+            lepe(v[:, :, :, i].flatten(3), y.flatten(3))
             for i, (y, lepe) in enumerate(zip(out, self.lepe, strict=True))
         ]
         return self.proj_drop(self.proj(torch.cat(out, -1)))

@@ -37,6 +37,7 @@ from timm.layers import (
 from timm.models import generate_default_cfgs
 from torch import nn
 
+from ..kernels import unpack
 from ._agent import (
     AgentAttention,
     Size,
@@ -77,7 +78,7 @@ class _OfTokens:
     """Attention modules of maps, for tokens (B, 1 + N, C) and the size of the map in them."""
 
     def project(self, x: torch.Tensor, size: Size) -> tuple[Any, ...]:
-        return *self.qkv(x).chunk(3, -1), size, size
+        return *unpack(self.qkv(x).unflatten(-1, (3, -1)), 2), size, size
 
     def forward(self, x: torch.Tensor, size: Size) -> torch.Tensor:
         return self.proj_drop(self.proj(self.attend(*self.project(x, size))))

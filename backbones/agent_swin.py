@@ -26,7 +26,7 @@ from timm.layers import calculate_drop_path_rates, to_2tuple, trunc_normal_
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from ..kernels import window_attention
+from ..kernels import unpack, window_attention
 from ._agent import (
     AgentAttention,
     Size,
@@ -96,7 +96,7 @@ class WindowAttention(nn.Module):
         height, width = x.shape[1:3]
         window, shift = self.window_size, self.window_size // 2 if self.shifted else 0
         x = pad(x, *((side + window - 1) // window * window for side in (height, width)))
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
+        q, k, v = unpack(self.qkv(x).unflatten(-1, (3, self.num_heads, -1)), 3)
         bias = expand_table(self.rpb)
         x = window_attention(q, k, v, window, shift, bias, shift_small_maps=False)
         return self.proj_drop(self.proj(crop(x.flatten(3), height, width)))

@@ -31,7 +31,7 @@ from timm.layers import DropPath, LayerScale, calculate_drop_path_rates
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from ..kernels import bilevel_routing_attention, route_regions
+from ..kernels import bilevel_routing_attention, depthwise_conv, route_regions, unpack
 from ._builder import StateDict, build_model, unwrap
 from ._maps import crop, pad
 from ._mlp import Mlp
@@ -42,13 +42,16 @@ __all__ = ["BiFormer"]
 
 
 class LocalEnhancement(nn.Conv2d):
-    """Depthwise convolution of a channels-last map (LEPE, the local term of equation 6)."""
+    """Depthwise convolution of a channels-last map (LEPE, the local term of equation 6).
+
+    What is given as ``residual`` is added.
+    """
 
     def __init__(self, dim: int, kernel_size: int, **dd: Any):
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, **dd)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, H, W, C)
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        return depthwise_conv(x, self.weight, self.bias, residual)  # (B, H, W, C)
 
 
 class BiLevelRoutingAttention(nn.Module):
@@ -114,10 +117,10 @@ class BiLevelRoutingAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]
-        q, k, v = self.project(x).unbind(3)
+        q, k, v = unpack(self.project(x), 3)
         out = bilevel_routing_attention(q, k, v, **self.op_kwargs).flatten(3)
         if self.lepe is not None:
-            out = out + self.lepe(v.flatten(3))
+            out = self.lepe(v.flatten(3), out)
         return self.proj_drop(self.proj(crop(out, height, width)))
 
     def extra_repr(self) -> str:
@@ -169,7 +172,7 @@ class FullAttention(nn.Module):
         out = out.transpose(1, 2).reshape(batch, height, width, channels)
         if self.lepe is not None:
             values = qkv[:, :, 2].reshape(batch, height, width, channels)
-            out = out + self.lepe(x if self.lepe_on == "x" else values)
+            out = self.lepe(x if self.lepe_on == "x" else values, out)
         return self.proj_drop(self.proj(out))
 
     def extra_repr(self) -> str:
@@ -196,7 +199,7 @@ class BiFormerBlock(nn.Module):
         def scale() -> nn.Module:
             return nn.Identity() if init_values is None else LayerScale(dim, init_values, **dd)
 
-        self.pos_embed = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd) if pos_conv else None
+        self.pos_embed = LocalEnhancement(dim, 3, **dd) if pos_conv else None
         self.norm1 = norm_layer(dim)
         self.attn = attn
         self.ls1 = scale()
@@ -207,9 +210,9 @@ class BiFormerBlock(nn.Module):
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.pos_embed is not None:
-            x = x + self.pos_embed(x)
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
+        if self.pos_embed is not None:
+            x = self.pos_embed(x, x)
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
         x = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
         return x.permute(0, 3, 1, 2)

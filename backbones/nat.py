@@ -29,7 +29,7 @@ from timm.layers import DropPath, LayerScale, calculate_drop_path_rates, trunc_n
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from ..kernels import neighborhood_attention
+from ..kernels import neighborhood_attention, unpack
 from ._builder import NEXT_STAGE, StateDict, build_model, rename, unwrap
 from ._maps import crop, pad
 from ._mlp import Mlp
@@ -88,7 +88,7 @@ class NeighborhoodAttention(nn.Module):
         if self.pad_mode == "legacy":
             least = self.kernel_size * self.dilation
             x = pad(x, *(torch.sym_max(size, least) for size in (height, width)))
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(3)
+        q, k, v = unpack(self.qkv(x).unflatten(-1, (3, self.num_heads, -1)), 3)
         x = neighborhood_attention(
             q,
             k,

@@ -4,8 +4,10 @@
 # which `transformers` looks: under that name it is empty, so that operators are registered once.
 if __name__ == "visattn.kernels":
     from . import _forks  # noqa: F401  hears of forks from now on
+    from ._packing import unpack
     from .agent_attention import AgentBias, agent_attention
     from .bilevel_routing_attention import bilevel_routing_attention, route_regions
+    from .depthwise_conv import depthwise_conv
     from .dispatch import use_impl
     from .efficient_local_attention import efficient_local_attention
     from .multi_query_pool import multi_query_pool, query_attention
@@ -18,6 +20,7 @@ __all__ = [
     "AgentBias",
     "agent_attention",
     "bilevel_routing_attention",
+    "depthwise_conv",
     "efficient_local_attention",
     "multi_query_pool",
     "neighborhood_attention",
@@ -25,6 +28,7 @@ __all__ = [
     "roi_align",
     "roi_unpool",
     "route_regions",
+    "unpack",
     "use_impl",
     "window_attention",
 ]

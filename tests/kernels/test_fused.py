@@ -11,6 +11,7 @@ from visattn.kernels import (
     AgentBias,
     agent_attention,
     bilevel_routing_attention,
+    depthwise_conv,
     multi_query_pool,
     neighborhood_attention,
     roi_align,
@@ -33,6 +34,10 @@ def through_agents(impl, qkv, agents, rows, columns, query_bias):
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     key_bias = AgentBias(rows, columns)
     return agent_attention(q, k, v, agents, key_bias=key_bias, query_bias=query_bias, impl=impl)
+
+
+def convolve(impl, packed, weight, **tensors):
+    return depthwise_conv(packed[:, :, :, 1], weight, impl=impl, **tensors)
 
 
 def align(impl, x, **geometry):
@@ -77,6 +82,15 @@ def agents():
     }
 
 
+def maps(height, width, channels, kernel, **others):
+    """Maps that are slices, kernels, and what else is named with its shape."""
+    return lambda: {
+        "packed": torch.randn(2, height, width, 2, channels),
+        "weight": torch.randn(channels, 1, *kernel),
+        **{name: torch.randn(shape) for name, shape in others.items()},
+    }
+
+
 CASES = {
     "routing": (partial(route, regions=4, topk=4), packed(8, 12)),
     "routing_padded": (partial(route, regions=3, topk=2), packed(10, 8, dim=24)),
@@ -97,6 +111,10 @@ CASES = {
         packed_with_table(4, 5, 6, window=[3, 2, 4], dim=8),
     ),
     "agents": (through_agents, agents),
+    "conv": (convolve, maps(9, 14, 48, (3, 3), bias=(48,), residual=(2, 9, 14, 48))),
+    "conv_odd": (convolve, maps(6, 11, 37, (5, 5), bias=(37,))),
+    "conv_oblong": (convolve, maps(5, 12, 16, (1, 7), residual=(2, 5, 12, 16))),
+    "conv_small": (convolve, maps(2, 1, 20, (5, 3), bias=(20,))),
     "pool": (pool, tokens(8)),
     "pool_by_item": (pool, tokens(2, 3)),
     "align": (

@@ -118,7 +118,7 @@ class LayerMap(AttentionMap):
             stack.enter_context(_hook(source.register_forward_hook(take_values_apart)))
             stack.enter_context(_hook(layer.proj.register_forward_pre_hook(keep)))
             for module in _local_convolutions(layer):
-                stack.enter_context(_hook(module.register_forward_hook(_give_nothing)))
+                stack.enter_context(_hook(module.register_forward_hook(_give_residual)))
             stack.enter_context(torch.enable_grad())
             layer(*self.args)
             out, value = seen["out"][0], seen["value"]
@@ -149,8 +149,9 @@ def _local_convolutions(layer: nn.Module) -> list[nn.Module]:
     return [m for module in modules for m in (module if hasattr(module, "__iter__") else [module])]
 
 
-def _give_nothing(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(output)
+def _give_residual(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    """What a local convolution adds to, alone."""
+    return args[1]
 
 
 @dataclass(frozen=True, kw_only=True)

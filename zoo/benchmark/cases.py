@@ -11,6 +11,7 @@ from ...kernels import (
     AgentBias,
     agent_attention,
     bilevel_routing_attention,
+    depthwise_conv,
     efficient_local_attention,
     multi_query_pool,
     neighborhood_attention,
@@ -229,6 +230,34 @@ class AgentAttention(Case):
 
 
 @dataclass(frozen=True)
+class DepthwiseConv(Case):
+    op = "depthwise_conv"
+    implementations = ("cpu", "reference")
+    peers = {"contiguous": peers.conv_contiguous}
+
+    side: int
+    channels: int
+    kernel: int = 3
+
+    def inputs(self, batch, **factory):
+        area = batch, self.side, self.side
+        return {
+            "qkv": torch.randn(*area, 3, self.channels, **factory),
+            "weight": torch.randn(self.channels, 1, self.kernel, self.kernel, **factory),
+            "bias": torch.randn(self.channels, **factory),
+            "residual": torch.randn(*area, self.channels, **factory),
+        }
+
+    def run(self, impl=None, *, qkv, weight, bias, residual):
+        return depthwise_conv(qkv[:, :, :, 2], weight, bias, residual, impl=impl)
+
+    def floor(self, batch):
+        # Values, what is added and the output; then values, the output's gradient and theirs.
+        elements = batch * self.channels * self.side**2
+        return Copy(forward=3 * elements, both=6 * elements)
+
+
+@dataclass(frozen=True)
 class EfficientLocalAttention(Case):
     op = "efficient_local_attention"
     peers = {"eager": peers.ela_eager, "eager compiled": peers.compiled(peers.ela_eager)}
@@ -390,6 +419,12 @@ CASES: tuple[Case, ...] = (
     BilevelRoutingAttention("biformer_tiny at 512, stage 1", 128, 2, 1, regions=8),
     BilevelRoutingAttention("biformer_tiny at 512, stage 2", 64, 4, 4, regions=8),
     BilevelRoutingAttention("biformer_tiny at 512, stage 3", 32, 8, 16, regions=8),
+    DepthwiseConv("agent_swin_tiny stage 1", 56, 96),
+    DepthwiseConv("agent_swin_tiny stage 2", 28, 192),
+    DepthwiseConv("agent_swin_tiny stage 3", 14, 384),
+    DepthwiseConv("biformer_tiny stage 1", 56, 64, 5),
+    DepthwiseConv("biformer_tiny stage 2", 28, 128, 5),
+    DepthwiseConv("biformer_tiny stage 3", 14, 256, 5),
     AgentAttention("agent_swin_tiny stage 1", 56, 3, 9),
     AgentAttention("agent_swin_tiny stage 2", 28, 6, 16),
     AgentAttention("agent_swin_tiny stage 3", 14, 12, 49),

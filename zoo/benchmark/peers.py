@@ -481,6 +481,19 @@ def pool_first(case: cases.MultiQueryPool, inputs: Tensors) -> Function:
 # Pooling of regions, and its inverse.
 
 
+def conv_contiguous(case: cases.DepthwiseConv, inputs: Tensors) -> Function:
+    """torch's convolution of a copy of the values, (B, C, H, W) in memory."""
+
+    def run(
+        qkv: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, residual: torch.Tensor
+    ) -> torch.Tensor:
+        x = qkv[:, :, :, 2].permute(0, 3, 1, 2).contiguous()
+        x = F.conv2d(x, weight, bias, padding=case.kernel // 2, groups=case.channels)
+        return residual + x.permute(0, 2, 3, 1)
+
+    return run
+
+
 def roi_align_torchvision(case: cases.RoIAlign, inputs: Tensors) -> Function:
     """torchvision's operator; in fp32, as it runs under autocast."""
     from torchvision.ops import roi_align
