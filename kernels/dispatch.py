@@ -20,6 +20,7 @@ __all__ = [
     "cast_for_autocast",
     "choose",
     "cpu_can_run",
+    "default_impl",
     "triton_can_run",
     "use_impl",
 ]
@@ -37,6 +38,11 @@ interprets_triton = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 TRITON_DEVICE = "cpu" if interprets_triton else "cuda"
 _default = os.environ.get("VISATTN_IMPL", "auto")
 _announced: set[tuple[str, str]] = set()
+
+
+def default_impl() -> str:
+    """The implementation of ops that are not asked for one."""
+    return _default
 
 
 @contextmanager

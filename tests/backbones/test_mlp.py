@@ -3,24 +3,28 @@
 import pytest
 import timm.layers
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from visattn.backbones import _mlp
 from visattn.backbones._mlp import Mlp
+from visattn.kernels import use_impl
+from visattn.kernels._gelu import bias_gelu, bias_gelu_gradient
 
 SHAPE = (3, 37, 5, 16)
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch):
+@pytest.fixture(autouse=True, params=[0, 2**40], ids=["recomputed", "kept"])
+def small_blocks(monkeypatch, request):
     """Many blocks, the last one short, of maps that are small."""
     monkeypatch.setattr(_mlp, "HIDDEN_PER_THREAD", 1)
-    monkeypatch.setattr(_mlp, "RECOMPUTE_FROM", 0)
+    monkeypatch.setattr(_mlp, "RECOMPUTE_FROM", request.param)
+    return request.param
 
 
 def pair(**kwargs):
     torch.manual_seed(0)
-    ours, timms = Mlp(16, 40, **kwargs), timm.layers.Mlp(16, 40, **kwargs)
+    ours, timms = Mlp(16, 48, **kwargs), timm.layers.Mlp(16, 48, **kwargs)
     timms.load_state_dict(ours.state_dict())
     return ours, timms
 
@@ -61,7 +65,7 @@ def test_takes_any_strides():
         torch.testing.assert_close(a, b)
 
 
-def test_keeps_no_hidden_features_for_the_gradient():
+def test_hidden_features_are_kept_once_or_not_at_all(small_blocks):
     ours, timms = pair()
     x = torch.randn(SHAPE, requires_grad=True)
     kept = {}
@@ -72,8 +76,39 @@ def test_keeps_no_hidden_features_for_the_gradient():
         ):
             mlp(x)
     tokens = x.shape[:-1].numel()
-    assert any(torch.Size(s).numel() == tokens * 40 for s in kept["timms"])
-    assert not any(torch.Size(s).numel() == tokens * 40 for s in kept["ours"])
+    count = {k: sum(torch.Size(s).numel() == tokens * 48 for s in v) for k, v in kept.items()}
+    assert count == {"ours": 1 if small_blocks else 0, "timms": 2}
+
+
+def test_definitions_can_be_differentiated_twice():
+    ours, _ = pair()
+    x = torch.randn(SHAPE, requires_grad=True)
+    with use_impl("reference"):
+        (slope,) = torch.autograd.grad(ours(x).sin().sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_is_as_exact_as_single_precision_allows():
+    """Also far from 0, where GELU is a small difference."""
+    hidden = torch.linspace(-9, 9, 3 * 2**12).view(-1, 48)
+    bias, grad = torch.zeros(48), torch.ones_like(hidden)
+    exact = hidden.double().requires_grad_()
+    F.gelu(exact).sum().backward()
+    out, again = torch.empty_like(hidden), torch.empty_like(hidden)
+    bias_gelu(hidden, bias, out)
+    sums = bias_gelu_gradient(hidden, bias, grad, again)
+    assert torch.equal(out, again)
+    assert (out - F.gelu(exact)).abs().max() < 1e-6
+    assert (grad - exact.grad).abs().max() < 1e-6
+    torch.testing.assert_close(sums, exact.grad.sum(0).float())
+
+
+def test_other_numbers_of_hidden_features_are_timms():
+    ours, timms = Mlp(16, 40), timm.layers.Mlp(16, 40)
+    timms.load_state_dict(ours.state_dict())
+    for a, b in zip(*(run(mlp, torch.ones(SHAPE)) for mlp in (ours, timms)), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("layer", ["fc1", "act", "fc2"])
@@ -93,7 +128,7 @@ def test_replaced_layers_are_used():
 
     ours, timms = pair()
     for mlp in (ours, timms):
-        doubled = Doubled(40, 16)
+        doubled = Doubled(48, 16)
         doubled.load_state_dict(mlp.fc2.state_dict())
         mlp.fc2 = doubled
     x = torch.randn(SHAPE)
