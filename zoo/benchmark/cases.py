@@ -17,6 +17,7 @@ from ...kernels import (
     neighborhood_attention,
     roi_align,
     roi_unpool,
+    unpack,
     window_attention,
 )
 from ..errors import UserError
@@ -111,7 +112,7 @@ class WindowAttention(Case):
         }
 
     def run(self, impl=None, *, qkv, bias):
-        q, k, v = qkv.unbind(3)
+        q, k, v = unpack(qkv, 3)
         return window_attention(q, k, v, self.window, self.shift, bias, impl=impl)
 
     def floor(self, batch):
@@ -147,7 +148,7 @@ class NeighborhoodAttention(Case):
         return inputs
 
     def run(self, impl=None, *, qkv, rpb=None):
-        q, k, v = qkv.unbind(3)
+        q, k, v = unpack(qkv, 3)
         return neighborhood_attention(q, k, v, self.kernel, self.dilation, rpb=rpb, impl=impl)
 
     def floor(self, batch):
@@ -180,7 +181,7 @@ class BilevelRoutingAttention(Case):
         return {"qkv": torch.randn(shape, **factory)}
 
     def run(self, impl=None, *, qkv):
-        q, k, v = qkv.unbind(3)
+        q, k, v = unpack(qkv, 3)
         return bilevel_routing_attention(q, k, v, self.regions, self.topk, impl=impl)
 
     def floor(self, batch):
@@ -216,7 +217,7 @@ class AgentAttention(Case):
         return inputs
 
     def run(self, impl=None, *, qkv, agents, **parts):
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k, v = (x.transpose(1, 2) for x in unpack(qkv, 2))
         biases = (
             AgentBias(*(parts.get(f"{name}_{part}") for part in AgentBias._fields))
             for name in ("key", "query")
