@@ -121,13 +121,16 @@ def triton_can_run(*tensors: torch.Tensor | None) -> Capability:
     return _are(tensors, TRITON_DEVICE)
 
 
-def cast_for_autocast(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Casts floating tensors to autocast's dtype where it is on, as torch's matmul does."""
+def cast_for_autocast(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Casts floating tensors to autocast's dtype where it is on, as torch's matmul does.
+
+    The first one tells the device; others may be None.
+    """
     device = tensors[0].device.type
     if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
-    return tuple(t.to(dtype) if t.dtype != torch.float64 else t for t in tensors)
+    return tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
 
 
 def _are(tensors: tuple[torch.Tensor | None, ...], device: str) -> Capability:

@@ -50,6 +50,8 @@ LOWEST = np.float32(-3e38)
 """Below all finite logits; -inf minus it is still -inf."""
 TINY = np.float32(1e-30)
 """What a softmax over nothing but -inf is divided by: it gives zeros."""
+FEWEST_IN_LANES = 13
+"""Fewest agents that are worth a vector of 16."""
 ROWS_OF_VALUES = 256
 """Fewest rows of values that are worth a thread."""
 TASKS = 16
@@ -309,9 +311,19 @@ def _product_out(x, sample, head, first, rows, columns, depth, a, b, scale, buff
 def _logits(agents, x, sample, head, first, rows, count, dim, scale, transposed, s, row):
     """Products (agents, rows) of agents, given as floats, and a block of tokens of ``x``.
 
-    Columns are filled up to whole vectors with zeros.
+    Columns are filled up to whole vectors with zeros. ``transposed`` is memory for a block of
+    tokens, transposed; where agents about fill a vector, there is less to transpose in the agents
+    and in the products.
     """
-    copy_in_transposed(x[0], _at(x, sample, head, first), x[4], rows, dim, transposed, row)
+    source = _at(x, sample, head, first)
+    if x[0] == FLOAT and FEWEST_IN_LANES <= count <= LANES:
+        turned, products = transposed, transposed + 64 * padded(dim)
+        copy_in_transposed(FLOAT, agents, 4 * padded(dim), count, dim, turned, 64)
+        left, right = (source, x[4], 4), (turned, 64)
+        product(rows, 1, dim, left, right, (products, 64), np.float32(scale), False)
+        copy_in_transposed(FLOAT, products, 64, rows, LANES, s, row)
+        return
+    copy_in_transposed(x[0], source, x[4], rows, dim, transposed, row)
     left, right = (agents, 4 * padded(dim), 4), (transposed, row)
     vectors, factor = padded(rows) // LANES, np.float32(scale)
     product(count, vectors, dim, left, right, (s, row), factor, False)

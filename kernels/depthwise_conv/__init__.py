@@ -44,16 +44,11 @@ def depthwise_conv(
         RuntimeError: If ``impl`` names an implementation that cannot run.
     """
     _check(x, weight, bias, residual)
-    tensors = [t for t in (bias, residual) if t is not None]
-    x, weight, *tensors = cast_for_autocast(x, weight, *tensors)
-    bias = tensors.pop(0) if bias is not None else None
-    residual = tensors.pop() if residual is not None else None
-    impl = choose(
-        "depthwise_conv", impl, {"cpu": lambda: _cpu_can_convolve(x, weight, bias, residual)}
-    )
+    tensors = cast_for_autocast(x, weight, bias, residual)
+    impl = choose("depthwise_conv", impl, {"cpu": lambda: _cpu_can_convolve(*tensors)})
     if impl == "reference":
-        return reference.depthwise_conv(x, weight, bias, residual)
-    return _operator(x, weight, bias, residual)
+        return reference.depthwise_conv(*tensors)
+    return _operator(*tensors)
 
 
 def _check(

@@ -103,7 +103,8 @@ def _row(sizes, x, residual, out, taps, bias, sample, row, kernel_width):
     tap_step, tap_row = 4 * channels, 4 * channels * kernel_width
     x_row, x_step, out_step, more_step = x[2], x[3], out[3], residual[3]
     taps += low * tap_row
-    ahead = x_row * (kernel_height if row + up + 1 < height else high - low - 1)
+    # From the first row to the one that the next row of results needs first.
+    ahead = x_row * (kernel_height - low if row + up + 1 < height else high - low - 1)
     j = 0
     while j < width:
         tile = j >= left and j + COLUMNS + left <= width

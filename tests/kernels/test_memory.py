@@ -1,5 +1,8 @@
 """Memory of large results: that it is used again, and by one tensor at a time."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -66,3 +69,10 @@ def test_uninitialised_memory_can_be_filled():
         assert empty(COUNT).isnan().all()
     finally:
         torch.use_deterministic_algorithms(before)
+
+
+def test_can_be_copied_pickled_and_shared():
+    x = empty(COUNT).fill_(3)
+    for other in (copy.deepcopy(x), pickle.loads(pickle.dumps(x)), x.share_memory_()):
+        assert other.eq(3).all()
+    assert x.is_shared()

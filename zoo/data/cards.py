@@ -63,8 +63,7 @@ def write_cards(
                     "caption": named_here[-1],
                 }
             )
-        *first, last = (named_here[i] for i in rng.permutation(len(named_here)))
-        listed = f"{', '.join(first)} and {last}" if first else last
+        listed = " and ".join(named_here[i] for i in rng.permutation(len(named_here)))
         caption = f"{listed} on {ground}"
         captions.append({"id": image_id, "image_id": image_id, "caption": caption})
         file_name = f"{image_id:012d}.png"
