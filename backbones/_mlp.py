@@ -19,9 +19,7 @@ HIDDEN_PER_THREAD = 2**18
 """Hidden features that a thread works on at a time: a megabyte in single precision."""
 
 RECOMPUTE_FROM = 2**23
-"""Hidden features from which it is faster to compute them again than to keep them for a gradient:
-32 MiB, from where on the C library returns memory to the system as soon as it is free."""
-
+"""Hidden features from which they are computed again for a gradient, and not kept: 32 MiB."""
 
 HIDDEN_MULTIPLE = 16
 """What the number of hidden features must be a multiple of."""

@@ -6,7 +6,6 @@ channels are computed twice, with the same result.
 """
 
 import numpy as np
-import torch
 
 from .._jit import inline, jit
 from .._memory import empty
@@ -35,7 +34,7 @@ def backward(grad, x, weight):
     kernel = weight.shape[2:]
     dx = _run(grad, _taps(weight.flip(2, 3)), None, None, kernel)
     count = kernel[0] * kernel[1]
-    sums = torch.zeros(PARTS, count + 1, channels)
+    sums = grad.new_zeros(PARTS, count + 1, channels)
     parallel_for(
         _add_weight_gradients,
         PARTS,
@@ -53,7 +52,7 @@ def _run(x, taps, bias, residual, kernel):
     residual = None if residual is None else _as_rows_of_floats(residual)
     batch, height, width, channels = x.shape
     out = empty(*x.shape)
-    bias = torch.zeros(channels) if bias is None else bias.float().contiguous()
+    bias = x.new_zeros(channels) if bias is None else bias.float().contiguous()
     parallel_for(
         _convolve,
         batch * height,

@@ -478,7 +478,7 @@ def pool_first(case: cases.MultiQueryPool, inputs: Tensors) -> Function:
     return run
 
 
-# Pooling of regions, and its inverse.
+# The convolution beside attention.
 
 
 def conv_contiguous(case: cases.DepthwiseConv, inputs: Tensors) -> Function:
@@ -492,6 +492,9 @@ def conv_contiguous(case: cases.DepthwiseConv, inputs: Tensors) -> Function:
         return residual + x.permute(0, 2, 3, 1)
 
     return run
+
+
+# Pooling of regions, and its inverse.
 
 
 def roi_align_torchvision(case: cases.RoIAlign, inputs: Tensors) -> Function:
