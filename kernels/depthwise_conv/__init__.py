@@ -91,29 +91,40 @@ def _fake_forward(x, weight, bias, residual):
     return x.new_empty(x.shape)
 
 
-def _backward(grad, x, weight):
+def _backward(grad, x, weight, needs):
     from . import cpu
 
-    return cpu.backward(grad, x, weight)
+    return cpu.backward(grad, x, weight, needs)
 
 
-def _fake_backward(grad, x, weight):
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+def _fake_backward(grad, x, weight, needs):
+    need_x, need_weight = needs
+    return (
+        x.new_empty(x.shape if need_x else 0),
+        weight.new_empty(weight.shape if need_weight else 0),
+        weight.new_empty(len(weight) if need_weight else 0),
+    )
 
 
 def _setup_context(ctx, inputs, output):
-    x, weight, bias, residual = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.has_bias, ctx.has_residual = bias is not None, residual is not None
+    ctx.save_for_backward(*inputs[:2])
 
 
 def _differentiate(ctx, grad):
-    dx, dweight, dbias = _backward_operator(grad, *ctx.saved_tensors)
-    return dx, dweight, dbias if ctx.has_bias else None, grad if ctx.has_residual else None
+    need_x, need_weight, need_bias, need_residual = ctx.needs_input_grad
+    needs = [need_x, need_weight or need_bias]
+    dx, dweight, dbias = _backward_operator(grad, *ctx.saved_tensors, needs)
+    return (
+        dx if need_x else None,
+        dweight if need_weight else None,
+        dbias if need_bias else None,
+        grad if need_residual else None,
+    )
 
 
 _backward_operator = register_operator(
-    "depthwise_conv_backward(Tensor grad, Tensor x, Tensor weight) -> (Tensor, Tensor, Tensor)",
+    "depthwise_conv_backward(Tensor grad, Tensor x, Tensor weight, bool[2] needs) "
+    "-> (Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
 )

@@ -26,13 +26,17 @@ def forward(x, weight, bias, residual):
     return _run(x, _taps(weight), bias, residual, weight.shape[2:]).to(x.dtype)
 
 
-def backward(grad, x, weight):
-    """Gradients of x, weight and bias."""
-    dtype = x.dtype
+def backward(grad, x, weight, needs):
+    """Gradients of x, weight and bias; empty where they are not needed: of x, and of the others."""
+    kernel = weight.shape[2:]
+    need_x, need_weight = needs
+    dx = x.new_empty(0)
+    if need_x:
+        dx = _run(grad, _taps(weight.flip(2, 3)), None, None, kernel).to(x.dtype)
+    if not need_weight:
+        return dx, weight.new_empty(0), weight.new_empty(0)
     grad, x = _as_rows_of_floats(grad), _as_rows_of_floats(x)
     batch, height, width, channels = x.shape
-    kernel = weight.shape[2:]
-    dx = _run(grad, _taps(weight.flip(2, 3)), None, None, kernel)
     count = kernel[0] * kernel[1]
     sums = grad.new_zeros(PARTS, count + 1, channels)
     parallel_for(
@@ -44,7 +48,7 @@ def backward(grad, x, weight):
         sums.data_ptr(),
     )
     sums = sums.sum(0).to(weight.dtype)
-    return dx.to(dtype), sums[:count].t().contiguous().view(weight.shape), sums[count].clone()
+    return dx, sums[:count].t().contiguous().view(weight.shape), sums[count].clone()
 
 
 def _run(x, taps, bias, residual, kernel):

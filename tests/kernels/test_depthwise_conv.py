@@ -96,8 +96,9 @@ def test_operators_are_well_formed():
     leaves = [t.requires_grad_() for t in inputs.values()]
     opcheck(torch.ops.visattn.depthwise_conv.default, leaves)
     x, weight, *_ = leaves
-    backward = (torch.randn_like(x), x.detach(), weight.detach())
-    opcheck(torch.ops.visattn.depthwise_conv_backward.default, backward)
+    for needs in ([True, True], [False, True], [True, False]):
+        backward = (torch.randn_like(x), x.detach(), weight.detach(), needs)
+        opcheck(torch.ops.visattn.depthwise_conv_backward.default, backward)
 
 
 @pytest.mark.parametrize(
