@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..kernels._memory import empty
-from ..kernels.dispatch import cpu_can_run, default_impl
+from ..kernels.dispatch import cpu_can_run, default_impl, is_transformed
 
 HIDDEN_PER_THREAD = 2**18
 """Hidden features that a thread works on at a time: a megabyte in single precision."""
@@ -32,7 +32,7 @@ class Mlp(timm.layers.Mlp):
     the same from `RECOMPUTE_FROM` hidden features on: the backward pass computes them again; fewer
     are kept, once. Whatever is not a plain pair of linear layers around an exact GELU, runs as timm
     runs it: dropout that is on, replaced or hooked layers, autocast, compilation, export, other
-    devices; so does all where `visattn.kernels` is told to run its definitions.
+    devices, ``torch.func``; so does all where `visattn.kernels` is told to run its definitions.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -46,7 +46,9 @@ class Mlp(timm.layers.Mlp):
         return _forward(x, *parameters)
 
     def _takes(self, x: torch.Tensor) -> bool:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or default_impl() == "reference":
+        if torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed():
+            return False
+        if default_impl() == "reference":
             return False
         if not cpu_can_run(x)[0] or torch.is_autocast_enabled("cpu"):
             return False

@@ -33,7 +33,7 @@ def register_operator(
         fake: Shapes, strides and dtypes of the results, as ``torch.library.register_fake`` wants.
         backward: Gradient, as ``torch.library.register_autograd`` wants, itself made of operators.
             Without one, differentiating raises: a gradient's own gradient needs the reference.
-        setup_context: Saves what ``backward`` needs.
+        setup_context: Saves what ``backward`` needs, as ``torch.library.register_autograd`` wants.
 
     Returns:
         The operator.
@@ -44,13 +44,42 @@ def register_operator(
     _library.define(schema)
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
-    torch.library.register_autograd(
-        qualified,
-        backward or _refuse(name),
-        setup_context=setup_context,
-        lib=_library,
-    )
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    operator = getattr(getattr(torch.ops, NAMESPACE), name).default
+    _register_autograd(operator, backward or _refuse(name), setup_context)
+    return operator
+
+
+def _register_autograd(
+    operator: torch._ops.OpOverload,
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None] | None,
+) -> None:
+    """What ``torch.library.register_autograd`` does, where all arguments are always given.
+
+    It looks for those that are not, which can take longer than the operator.
+    """
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = run(*args)
+        if setup_context is not None:
+            setup_context(ctx, args, output)
+        return output
+
+    def run(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    def differentiable(*args: Any) -> Any:
+        if torch.is_grad_enabled() and any(
+            isinstance(x, torch.Tensor) and x.requires_grad for x in args
+        ):
+            return function.apply(*args)
+        return run(*args)
+
+    name = operator.name().partition("::")[2]
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    function = type(name, (torch.autograd.Function,), members)
+    _library.impl(name, differentiable, "Autograd")
 
 
 def _refuse(name: str) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ._memory import empty
+from .dispatch import is_transformed
 
 __all__ = ["unpack"]
 
@@ -23,23 +24,19 @@ def unpack(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
         Views of the parts.
     """
     plain = type(x) is torch.Tensor and x.device.type == "cpu" and not torch.jit.is_tracing()
-    if plain and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _Unpack.apply(x, dim)
-    return x.unbind(dim)
+    if not (plain and x.requires_grad and torch.is_grad_enabled()):
+        return x.unbind(dim)
+    if torch.compiler.is_compiling() or is_transformed():
+        return x.unbind(dim)
+    return _Unpack.apply(x, dim)
 
 
 class _Unpack(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
-        return x.unbind(dim)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, ctx.dim = inputs
-        ctx.shape = x.shape
+    def forward(ctx: Any, x: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
+        ctx.dim, ctx.shape = dim, x.shape
         ctx.set_materialize_grads(False)
+        return x.unbind(dim)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:

@@ -2,8 +2,9 @@
 
 Every op takes ``impl``: ``"reference"`` is its definition in plain torch, ``"cpu"`` fused vector
 code (Numba), ``"triton"`` fused GPU code, ``"natten"`` NATTEN's own kernels where an op has them.
-``"auto"`` takes the fastest that can run. An implementation asked for by name runs or raises with
-the reason; it never falls back.
+``"auto"`` takes the fastest that can run, and the definition for what must go through it: exports,
+and transforms of ``torch.func``. An implementation asked for by name runs or raises with the
+reason; it never falls back.
 """
 
 import logging
@@ -21,6 +22,7 @@ __all__ = [
     "choose",
     "cpu_can_run",
     "default_impl",
+    "is_transformed",
     "triton_can_run",
     "use_impl",
 ]
@@ -92,8 +94,8 @@ def choose(op: str, impl: str | None, candidates: Mapping[str, Callable[[], Capa
         if not ok:
             raise RuntimeError(f"{op} cannot run with impl={impl!r}: {reason}")
         return impl
-    if torch.compiler.is_exporting():
-        # What is exported must run without visattn.
+    # What is exported must run without visattn, and transforms see into plain operators alone.
+    if torch.compiler.is_exporting() or is_transformed():
         return "reference"
     reasons = []
     for name, can_run in candidates.items():
@@ -105,6 +107,11 @@ def choose(op: str, impl: str | None, candidates: Mapping[str, Callable[[], Capa
         reasons.append(f"{name}: {reason}")
     _announce(op, "reference", reasons)
     return "reference"
+
+
+def is_transformed() -> bool:
+    """Whether a transform of ``torch.func``, such as ``grad``, runs what is called."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def cpu_can_run(*tensors: torch.Tensor | None) -> Capability:

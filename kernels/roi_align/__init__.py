@@ -7,7 +7,7 @@ import torch
 
 from .._library import register_operator
 from .._rois import as_pair, as_rois, is_channels_last, memory_format
-from ..dispatch import choose, cpu_can_run, triton_can_run
+from ..dispatch import choose, cpu_can_run, is_transformed, triton_can_run
 from . import reference
 
 __all__ = ["roi_align"]
@@ -55,7 +55,7 @@ def roi_align(
             f"{tuple(x.shape)}, {x.dtype}"
         )
     rois = as_rois(boxes, x)
-    if rois.device.type == "cpu" and not torch.compiler.is_compiling():
+    if rois.device.type == "cpu" and not (torch.compiler.is_compiling() or is_transformed()):
         _check_images(rois, x.shape[0])
     impl = choose(
         "roi_align",

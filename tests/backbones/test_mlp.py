@@ -157,6 +157,21 @@ def test_autocast_is_obeyed():
         assert ours(torch.randn(SHAPE)).dtype == torch.bfloat16
 
 
+def test_gradients_of_samples_are_timms():
+    grads = []
+    for mlp in pair():
+        parameters = dict(mlp.named_parameters())
+
+        def loss(parameters, x, mlp=mlp):
+            return torch.func.functional_call(mlp, parameters, x).sin().sum()
+
+        torch.manual_seed(1)
+        of_samples = torch.func.vmap(torch.func.grad(loss), (None, 0))
+        grads.append(of_samples(parameters, torch.randn(SHAPE)))
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grad, grads[1][name])
+
+
 def test_keeps_float64():
     ours, timms = pair()
     x = torch.randn(SHAPE, dtype=torch.float64)

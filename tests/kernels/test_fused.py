@@ -142,6 +142,19 @@ def test_is_as_exact_as_the_reference(impl, name, dtype):
     assert_as_exact_as_reference(op, inputs, impl)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_transforms_of_functions_go_through_the_definition(name):
+    op, make = CASES[name]
+    inputs = make()
+
+    def loss(impl, inputs):
+        return op(impl, **inputs).sin().sum()
+
+    found, wanted = (torch.func.grad(partial(loss, impl))(inputs) for impl in (None, "reference"))
+    for key, grad in found.items():
+        torch.testing.assert_close(grad, wanted[key], msg=lambda text, key=key: f"{key}: {text}")
+
+
 @fused
 def test_is_deterministic_for_any_number_of_threads(impl, name):
     op, make = CASES[name]
