@@ -445,6 +445,8 @@ CASES: tuple[Case, ...] = (
     EfficientLocalAttention("elaresnet50_l stage 2", 28, 128, width=8),
     EfficientLocalAttention("elaresnet50_l stage 3", 14, 256, width=8),
     EfficientLocalAttention("elaresnet50_l stage 4", 7, 512, width=8),
+    EfficientLocalAttention("elaresnet50_t at 512, stage 1", 128, 64, kernel=5, norm_groups=32),
+    EfficientLocalAttention("elaresnet50_l at 512, stage 1", 128, 64, width=8),
     EfficientLocalAttention("elamobilenetv2_100_b, 144 channels", 56, 144),
     EfficientLocalAttention("elamobilenetv2_100_b, 384 channels", 14, 384),
     EfficientLocalAttention("elamobilenetv2_100_b, 960 channels", 7, 960),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ...kernels import dispatch
+from ...kernels._memory import empty_like
 from .cases import Case, Copy
 from .counters import peak_memory
 from .environment import describe_device, describe_software
@@ -279,13 +280,13 @@ def _step(
 def floor_step(case: Case, settings: Settings, kind: str) -> Callable[[], object]:
     """What costs the least that the op can cost, in the dtype of its inputs.
 
-    Results are allocated anew in each call, as those of the op are.
+    Results are in memory like that of the op's own.
     """
     factory = {"device": settings.device, "dtype": DTYPES[settings.dtype]}
     floor = case.floor(case.images(settings.batch_size))
     if isinstance(floor, Copy):
         source = torch.ones(getattr(floor, kind) // 2, **factory)
-        return source.clone
+        return lambda: _empty(source).copy_(source)
     left = torch.ones(floor.groups, floor.m, floor.k, **factory)
     right = torch.ones(floor.groups, floor.k, floor.n, **factory)
     weights = torch.empty(floor.groups, floor.m, floor.n, **factory)
@@ -294,6 +295,11 @@ def floor_step(case: Case, settings: Settings, kind: str) -> Callable[[], object
 
     def step() -> None:
         for _ in range(times):
-            torch.bmm(torch.bmm(left, right, out=weights), values)
+            torch.bmm(torch.bmm(left, right, out=weights), values, out=_empty(left))
 
     return step
+
+
+def _empty(like: torch.Tensor) -> torch.Tensor:
+    """Memory for a result as the ops take it."""
+    return empty_like(like) if like.device.type == "cpu" else torch.empty_like(like)
