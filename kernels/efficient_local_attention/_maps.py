@@ -153,7 +153,8 @@ def gate_planes(form, x, out, count, layout, y, dz, work, streams):
     rows, columns = work, work + LANES * high
     row_slopes, column_slopes = columns + LANES * wide, columns + LANES * (wide + high)
     slab = column_slopes + LANES * wide
-    direct = code == FLOAT and not streams
+    aligned = width % LANES == 0 and out % VECTOR == 0
+    direct = code == FLOAT and (aligned or not streams)
     step = max(SLAB // (plane * F32), 1)
     for n in range(0, count, LANES):
         planes = min(count - n, LANES)
@@ -179,10 +180,11 @@ def gate_planes(form, x, out, count, layout, y, dz, work, streams):
                         row_slopes + (p + k) * high,
                         column_slopes + (p + k) * wide + j * F32,
                         dz > 0,
+                        streams and aligned,
                     )
             if code != FLOAT:
                 copy_out(code, slab, 0, 1, some * plane, out + shift, 0)
-            elif streams:
+            elif not direct:
                 _stream_out(slab, some * plane, out + shift)
 
 

@@ -43,6 +43,15 @@ def _for_each_width(builder, columns, emit):
     builder.position_at_end(end)
 
 
+def _for_both(builder, condition, emit):
+    """Emits code for a condition that holds, and for one that does not."""
+    with builder.if_else(condition) as (then, otherwise):
+        with then:
+            emit(True)
+        with otherwise:
+            emit(False)
+
+
 def _at(builder, address, vector):
     return builder.add(address, llvm.number(LANES * F32 * vector))
 
@@ -62,15 +71,18 @@ def _add_to(builder, address, value):
     )
 
 
+def _emit_stream(builder, address, value):
+    write = builder.store(value, llvm.pointer(builder, address, value.type))
+    write.align = LANES * F32
+    write.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(llvm.I32, 1)]))
+
+
 @intrinsic
 def stream(typingctx, address, value):
     """Writes 16 floats to the start of a cache line, past the caches."""
 
     def codegen(context, builder, signature, args):
-        address, value = args
-        write = builder.store(value, llvm.pointer(builder, address, value.type))
-        write.align = LANES * F32
-        write.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(llvm.I32, 1)]))
+        _emit_stream(builder, *args)
         return context.get_dummy_value()
 
     return types.void(types.int64, vector), codegen
@@ -88,16 +100,19 @@ def end_streams(typingctx):
 
 
 @intrinsic
-def gate_rows(typingctx, x, out, row, rows, columns, gates, others, slopes, other_slopes, sloped):
+def gate_rows(
+    typingctx, x, out, row, rows, columns, gates, others, slopes, other_slopes, sloped, streams
+):
     """Multiplies rows by a gate a row (floats at ``gates``) and one a column (at ``others``).
 
-    Adds a slope a row and one a column where ``sloped``.
+    Adds a slope a row and one a column where ``sloped``. Writes past the caches where ``streams``,
+    for which columns and their addresses must be in whole vectors.
     """
 
     def codegen(context, builder, signature, args):
-        x, out, row, rows, columns, gates, others, slopes, other_slopes, sloped = args
+        x, out, row, rows, columns, gates, others, slopes, other_slopes, sloped, streams = args
 
-        def emit_loop(counts, sloped):
+        def emit_loop(counts, sloped, streams):
             across = range(len(counts))
             factors = [llvm.load(builder, _at(builder, others, j), llvm.VECTOR, 4) for j in across]
             if sloped:
@@ -117,22 +132,27 @@ def gate_rows(typingctx, x, out, row, rows, columns, gates, others, slopes, othe
                         value = llvm.fma(builder, value, factor, builder.fadd(slope, offsets[j]))
                     else:
                         value = builder.fmul(value, factor)
-                    emit_store_converted(builder, 0, value, _at(builder, target, j), count)
+                    if streams:
+                        _emit_stream(builder, _at(builder, target, j), value)
+                    else:
+                        emit_store_converted(builder, 0, value, _at(builder, target, j), count)
                 return [builder.add(source, row), builder.add(target, row)]
 
             counted_loop(builder, rows, [x, out], body)
 
         def emit(counts):
-            with builder.if_else(sloped) as (then, otherwise):
-                with then:
-                    emit_loop(counts, True)
-                with otherwise:
-                    emit_loop(counts, False)
+            _for_both(
+                builder,
+                sloped,
+                lambda sloped: _for_both(
+                    builder, streams, lambda streams: emit_loop(counts, sloped, streams)
+                ),
+            )
 
         _for_each_width(builder, columns, emit)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 9, types.boolean), codegen
+    return types.void(*[types.int64] * 9, types.boolean, types.boolean), codegen
 
 
 @intrinsic
@@ -162,11 +182,7 @@ def sum_both_ways(typingctx, x, row, rows, columns, column_sums, row_sums, accum
                 llvm.store(builder, total, _at(builder, column_sums, j), 4)
 
         def emit(counts):
-            with builder.if_else(accumulate) as (then, otherwise):
-                with then:
-                    emit_loop(counts, True)
-                with otherwise:
-                    emit_loop(counts, False)
+            _for_both(builder, accumulate, lambda accumulate: emit_loop(counts, accumulate))
 
         _for_each_width(builder, columns, emit)
         return context.get_dummy_value()
@@ -209,11 +225,7 @@ def weigh_rows(typingctx, x, grad, row, rows, columns, gates, others, totals, ro
                 llvm.store(builder, total, _at(builder, totals, j), 4)
 
         def emit(counts):
-            with builder.if_else(accumulate) as (then, otherwise):
-                with then:
-                    emit_loop(counts, True)
-                with otherwise:
-                    emit_loop(counts, False)
+            _for_both(builder, accumulate, lambda accumulate: emit_loop(counts, accumulate))
 
         _for_each_width(builder, columns, emit)
         return context.get_dummy_value()
