@@ -2,12 +2,11 @@
 
 Blocks are floats in scratch memory that stays in the cache, with rows padded to whole vectors.
 Tensors of any supported dtype and stride are brought there and back by the functions that take
-``dtype``, one of ``DTYPE_CODES``. Addresses and strides are in bytes, as those
+``dtype``, one of ``DTYPE_CODES`` of ``_layouts``. Addresses and strides are in bytes, as those
 of ``_vectors``.
 """
 
 import numpy as np
-import torch
 
 from ._elements import load_as_float, store_as
 from ._jit import inline, jit
@@ -28,7 +27,6 @@ from ._vectors import (
 )
 
 __all__ = [
-    "DTYPE_CODES",
     "add",
     "clear",
     "copy_in",
@@ -45,8 +43,6 @@ __all__ = [
     "softmax_gradient",
     "write",
 ]
-
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @inline

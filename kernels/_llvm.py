@@ -9,6 +9,7 @@ from llvmlite import binding, ir
 from numba.core import cgutils
 
 __all__ = [
+    "BLENDS",
     "F32",
     "FLOAT",
     "I16",
@@ -20,6 +21,7 @@ __all__ = [
     "VECTOR",
     "WIDE_REGISTERS",
     "call",
+    "chosen_lanes",
     "constant",
     "fma",
     "lane_mask",
@@ -28,6 +30,7 @@ __all__ = [
     "offset",
     "pointer",
     "prefetch",
+    "select",
     "splat",
     "store",
 ]
@@ -45,13 +48,11 @@ MASK = ir.VectorType(ir.IntType(1), LANES)
 INTS = ir.VectorType(I32, LANES)
 
 
-def _wide_registers() -> bool:
-    features = numba.config.CPU_FEATURES or binding.get_host_cpu_features().flatten()
-    return "+avx512f" in features
-
-
-WIDE_REGISTERS = _wide_registers()
+_features = (numba.config.CPU_FEATURES or binding.get_host_cpu_features().flatten()).split(",")
+WIDE_REGISTERS = "+avx512f" in _features
 """Whether registers hold 16 floats, with masks for their lanes, and there are 32 of them."""
+BLENDS = "+avx" in _features
+"""Whether lanes of registers of 8 floats are chosen by the signs of another's."""
 
 
 def pointer(builder, address, pointee):
@@ -105,6 +106,28 @@ def lane_mask(builder, count):
     """Mask of the first ``count`` lanes."""
     lanes = ir.Constant(INTS, list(range(LANES)))
     return builder.icmp_signed("<", lanes, splat(builder, builder.trunc(count, I32)))
+
+
+def chosen_lanes(builder, bits, lanes):
+    """What `select` chooses lanes by: those of the lowest bits that are set.
+
+    Where registers have no masks, these would be spread out anew at each use in a loop; signs are
+    used as they are.
+    """
+    if WIDE_REGISTERS or not BLENDS:
+        bits = builder.trunc(bits, ir.IntType(lanes))
+        return builder.bitcast(bits, ir.VectorType(ir.IntType(1), lanes))
+    kind = ir.VectorType(I32, lanes)
+    places = ir.Constant(kind, list(range(31, 31 - lanes, -1)))
+    signs = builder.shl(splat(builder, builder.trunc(bits, I32), lanes), places)
+    return builder.bitcast(signs, ir.VectorType(FLOAT, lanes))
+
+
+def select(builder, chosen, x, y):
+    """Floats of ``x`` in the lanes that are ``chosen_lanes``, of ``y`` in the others."""
+    if chosen.type.element == FLOAT:
+        return call(builder, "llvm.x86.avx.blendv.ps.256", x.type, [y, x, chosen])
+    return builder.select(chosen, x, y)
 
 
 def number(value):

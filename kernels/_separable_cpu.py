@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from ._blocks import (
-    DTYPE_CODES,
     copy_in,
     copy_in_transposed,
     copy_out,
@@ -22,6 +21,7 @@ from ._blocks import (
 )
 from ._elements import load_as_float, store_as
 from ._jit import inline, jit
+from ._layouts import DTYPE_CODES, layout
 from ._memory import empty
 from ._rois import memory_format
 from ._threads import parallel_for
@@ -110,7 +110,7 @@ def pool(
         channels,
         depth,
         x.shape[3],
-        _layout(x),
+        layout(x),
         out.data_ptr(),
         min_chunk=-(-GRAIN // max(size, 1)),
     )
@@ -160,12 +160,6 @@ def spread(
 def _planes(shape: tuple[int, ...], rows: int) -> int:
     """Channels of a task: maps that stay in the second-level cache, and rows for the lanes."""
     return min(max(CACHE // (4 * shape[2] * shape[3]), -(-LANES // rows), 1), LANES)
-
-
-def _layout(x: torch.Tensor) -> tuple[int, ...]:
-    """Code of the dtype, address, and strides in bytes of maps, channels, rows and columns."""
-    size = x.element_size()
-    return DTYPE_CODES[x.dtype], x.data_ptr(), *(stride * size for stride in x.stride())
 
 
 @jit

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from .._blocks import clear, copy_in, copy_in_transposed, padded
 from .._elements import store_as
 from .._jit import inline, jit
+from .._layouts import layout
 from .._vectors import LANES, broadcast, get, load, load_lanes, put, store
-from ._matrices import FLOAT, ONE, Sums, layout, product
+from ._matrices import FLOAT, ONE, Sums, product
 from .reference import interpolation_weights
 
 ABSENT, DENSE, IN_PARTS = 0, 1, 2

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .._blocks import DTYPE_CODES, multiply, write
+from .._blocks import multiply, write
 from .._jit import inline, jit
+from .._layouts import DTYPE_CODES
 from .._threads import parallel_for
 from .._vectors import LANES, broadcast, get_int, load_lanes
 
@@ -22,12 +23,6 @@ ROWS_OF_SUMS = 512
 
 def empty_floats(*shape):
     return torch.empty(shape, dtype=torch.float32, device="cpu")
-
-
-def layout(x):
-    """Code of the dtype, address, and strides in bytes."""
-    size = x.element_size()
-    return DTYPE_CODES[x.dtype], x.data_ptr(), *[stride * size for stride in x.stride()]
 
 
 class Sums(NamedTuple):

@@ -16,6 +16,7 @@ import torch
 from .._blocks import clear, copy_in, copy_in_transposed, copy_out, inner_product, padded, scale_row
 from .._elements import store_as
 from .._jit import inline, jit
+from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
 from .._threads import parallel_for
 from .._vectors import (
@@ -44,7 +45,7 @@ from ._bias import (
     clear_bias_sums,
     fill_bias,
 )
-from ._matrices import FLOAT, ONE, Sums, add_up, empty_floats, layout, product
+from ._matrices import FLOAT, ONE, Sums, add_up, empty_floats, product
 
 LOWEST = np.float32(-3e38)
 """Below all finite logits; -inf minus it is still -inf."""
@@ -91,7 +92,7 @@ def _even_part(length, most):
 
 def forward(q, k, v, agents, key_bias, query_bias, scales):
     """Output, the agents' values, and log-sum-exp of the logits of agents and of queries."""
-    q, k, v, agents = _with_contiguous_rows(q, k, v, agents)
+    q, k, v, agents = with_contiguous_rows(q, k, v, agents)
     batch, heads, count, _ = agents.shape
     dim = v.shape[3]
 
@@ -148,7 +149,7 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
 
 def backward(grad, values, key_lse, query_lse, q, k, v, agents, key_bias, query_bias, scales):
     """Gradients of q, k, v and agents, and of the parts of both biases."""
-    grad, q, k, v, agents = _with_contiguous_rows(grad, q, k, v, agents)
+    grad, q, k, v, agents = with_contiguous_rows(grad, q, k, v, agents)
     dq, dk, dv = [_empty_by_token(x, x.shape[3], x.dtype) for x in (q, k, v)]
     query_split, key_split = [_split(*x.shape[:3], agents.shape[2], v.shape[3]) for x in (q, k)]
     (key_sums, key_sizes), (query_sums, query_sizes) = (
@@ -205,10 +206,6 @@ def backward(grad, values, key_lse, query_lse, q, k, v, agents, key_bias, query_
         [x if x is None else next(results) for x in parts] for parts in (key_bias, query_bias)
     ]
     return grads, key_grads, query_grads
-
-
-def _with_contiguous_rows(*tensors):
-    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
 
 
 def _empty_by_token(like, dim, dtype):

@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._layouts import with_contiguous_rows
 from .._triton import dot, dot_precision, launch, load_rows, store_rows
 from .reference import AgentBias, dense_bias, interpolation_weights
 
@@ -313,7 +314,7 @@ def _with_strides(**tensors):
     """Tensors ``p_name``, and their strides but the last one as ``name_b``, ``name_h``, ..."""
     arguments = {}
     for name, x in tensors.items():
-        x = x if x.stride(-1) == 1 else x.contiguous()
+        (x,) = with_contiguous_rows(x)
         arguments[name] = x
         letters = "sbht"[5 - x.ndim :]
         strides = zip(letters, x.stride()[:-1], strict=True)

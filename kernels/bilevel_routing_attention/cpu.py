@@ -10,12 +10,11 @@ Logits are multiplied by log2(e) once, so that all exponentials are powers of 2.
 import numpy as np
 import torch
 
-from .._blocks import DTYPE_CODES, add, clear, inner_product, multiply, padded, read, write
-from .._elements import load_as_float
-from .._jit import inline, jit
+from .._blocks import add, clear, inner_product, multiply, padded, read, write
+from .._jit import jit
+from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
 from .._threads import CHUNKS_PER_THREAD, parallel_for
-from .._transposition import gather_transposed
 from .._vectors import (
     LANES,
     broadcast,
@@ -35,13 +34,30 @@ from .._vectors import (
     select,
     store,
 )
+from ._regions import (
+    QUERIES,
+    add_rows,
+    clear_map,
+    clear_padding,
+    copy_map,
+    count_items,
+    count_parts,
+    count_regions,
+    gather_rows,
+    gather_rows_transposed,
+    list_at,
+    list_keys,
+    list_queries,
+    list_tokens,
+    locate,
+    prefetch_rows,
+    scatter_rows,
+)
 from .reference import choose_regions, invert_routing, lay_grids, populated_regions
 
 ONE = np.float32(1)
 LOG2_E = np.float32(np.log2(np.e))
 LEAST = np.float32(-3e38)
-QUERIES = 64
-"""Most queries of an item."""
 KEYS = 128
 """Most keys at a time."""
 
@@ -55,14 +71,14 @@ def route_regions(q, k, regions, topk, scale, pad_mode):
 
 def forward(q, k, v, routing, regions, scale, pad_mode):
     """Output (B, H, W, heads, dim_v), and log2 of the sums of exponentials (B, heads, H, W)."""
-    q, k, v = _with_contiguous_rows(q, k, v)
+    q, k, v = with_contiguous_rows(q, k, v)
     batch, height, width, heads, _ = q.shape
     out = empty(batch, height, width, heads, v.shape[-1], dtype=v.dtype)
     lse = torch.empty(batch, heads, height, width)
     routing, geometry = _geometry(q, k, v, routing, regions, pad_mode)
     parallel_for(
         _forward_items,
-        batch * _count_items.py_func(geometry[1]),
+        batch * count_items.py_func(geometry[1]),
         *geometry,
         np.float32(scale),
         (_layout(q), _layout(out), _layout_of_rows(lse)),
@@ -80,14 +96,14 @@ def backward(grad, q, k, v, routing, out, lse, regions, scale, pad_mode):
     are fewer heads than threads, keys have a pass of their own, a key region at a time, in which
     probabilities are computed once more; sums are the same to the bit.
     """
-    grad, q, k, v = _with_contiguous_rows(grad, q, k, v)
+    grad, q, k, v = with_contiguous_rows(grad, q, k, v)
     batch, _, _, heads, dim = q.shape
     dim_v = v.shape[-1]
     dq, dk, dv = (empty(*x.shape, dtype=x.dtype) for x in (q, k, v))
     routing, geometry = _geometry(q, k, v, routing, regions, pad_mode)
     threads = torch.get_num_threads()
     together = batch * heads >= threads
-    items, group = _count_items.py_func(geometry[1]), heads
+    items, group = count_items.py_func(geometry[1]), heads
     if together:
         group = 1
         if not (_sums_apart.py_func(_layout(dk), dim) or _sums_apart.py_func(_layout(dv), dim_v)):
@@ -109,7 +125,7 @@ def backward(grad, q, k, v, routing, out, lse, regions, scale, pad_mode):
         routing.data_ptr(),
     )
     if not together:
-        count = _count_regions.py_func(geometry[2])
+        count = count_regions.py_func(geometry[2])
         starts, users = invert_routing(routing, count)
         parallel_for(
             _backward_regions,
@@ -126,15 +142,15 @@ def backward(grad, q, k, v, routing, out, lse, regions, scale, pad_mode):
 
 def _region_means(x, grid):
     """Means over the tokens of each region, (B, P, heads * dim); 0 where there are none."""
-    (x,) = _with_contiguous_rows(x)
+    (x,) = with_contiguous_rows(x)
     batch, _, _, heads, dim = x.shape
     if x.stride(3) == dim:
         x, heads, dim = x.flatten(3)[..., None, :], 1, heads * dim
     place = _map(x, grid)
-    means = torch.empty(batch, _count_regions.py_func(place), heads * dim)
+    means = torch.empty(batch, count_regions.py_func(place), heads * dim)
     parallel_for(
         _mean_regions,
-        batch * _count_regions.py_func(place),
+        batch * count_regions.py_func(place),
         (heads, dim),
         place,
         _layout(x),
@@ -144,14 +160,9 @@ def _region_means(x, grid):
     return means
 
 
-def _with_contiguous_rows(*tensors):
-    return tuple(x if x.stride(-1) == 1 else x.contiguous() for x in tensors)
-
-
 def _layout(x):
-    """Code of the dtype, address, and strides in bytes of batch, rows, columns and heads."""
-    size = x.element_size()
-    return DTYPE_CODES[x.dtype], x.data_ptr(), *(stride * size for stride in x.stride()[:4])
+    """Layout of a map (B, H, W, heads, dim)."""
+    return layout(x, 4)
 
 
 def _layout_of_rows(x):
@@ -182,163 +193,6 @@ def _geometry(q, k, v, routing, regions, pad_mode):
         )
     sizes = (*q.shape[3:], v.shape[-1], routing.shape[-1])
     return routing, (sizes, _map(q, q_grid), _map(k, k_grid), pad_mode == "zero")
-
-
-@jit
-def _count_regions(place):
-    return place[2] * place[3]
-
-
-@jit
-def _count_parts(place):
-    """Items of a region of queries."""
-    return (place[4] * place[5] + QUERIES - 1) // QUERIES
-
-
-@jit
-def _count_items(place):
-    """Items of a map of queries."""
-    return place[2] * place[3] * ((place[4] * place[5] + QUERIES - 1) // QUERIES)
-
-
-@jit
-def _list_tokens(region, place, keep_padding, ys, xs, count):
-    """Appends rows and columns of a region's tokens to two lists; padding has row -1.
-
-    Padding is left out unless ``keep_padding``, and always where a region has nothing else.
-
-    Returns:
-        Length of the lists.
-    """
-    height, width, _, columns, tall, wide = place
-    top, left = region // columns * tall, region % columns * wide
-    if top >= height or left >= width:
-        return count
-    for y in range(top, top + tall):
-        for x in range(left, left + wide):
-            inside = y < height and x < width
-            if inside or keep_padding:
-                ys[count] = y if inside else -1
-                xs[count] = x
-                count += 1
-    return count
-
-
-@jit
-def _locate(layout, batch, ys, xs, count, rows):
-    """Writes the addresses of listed tokens, filled up to 16s with that of some token."""
-    _, address, by_batch, by_row, by_column, _ = layout
-    address += batch * by_batch
-    for i in range(count):
-        rows[i] = address + ys[i] * by_row + xs[i] * by_column if ys[i] >= 0 else address
-    for i in range(count, padded(count)):
-        rows[i] = address
-
-
-@jit
-def _list_queries(item, place, layouts, tokens, rows):
-    """Lists the queries of an item, and where they are in tensors; returns how many there are.
-
-    ``tokens`` gets rows and columns, ``rows`` the addresses in each of the tensors.
-    """
-    index, part = divmod(item, _count_parts(place))
-    batch, region = divmod(index, _count_regions(place))
-    ys, xs = tokens[0], tokens[1]
-    first = part * QUERIES
-    count = max(min(_list_tokens(region, place, False, ys, xs, 0) - first, QUERIES), 0)
-    for i in range(len(layouts)):
-        _locate(layouts[i], batch, ys[first:], xs[first:], count, rows[i])
-    return count
-
-
-@jit
-def _list_keys(item, topk, q_map, k_map, zero, layouts, routing, tokens, rows):
-    """Lists the keys that an item's queries attend to, as ``_list_queries`` does."""
-    index = item // _count_parts(q_map)
-    batch = index // _count_regions(q_map)
-    ys, xs = tokens[0], tokens[1]
-    count = 0
-    for i in range(topk):
-        chosen = get_int(routing + 8 * (index * topk + i))
-        count = _list_tokens(chosen, k_map, zero, ys, xs, count)
-    for i in range(len(layouts)):
-        _locate(layouts[i], batch, ys, xs, count, rows[i])
-    return count
-
-
-@inline
-def _rows(lists, slot, index):
-    """Address of a list of addresses."""
-    return np.int64(lists.ctypes.data) + slot * lists.strides[0] + index * lists.strides[1]
-
-
-@inline
-def _gather_column(dtype, rows, shift, count, columns, target, target_row):
-    for i in range(count):
-        value = load_as_float(dtype, get_int(rows + 8 * i) + shift, columns)
-        store(target + i * target_row, value)
-
-
-@jit
-def _gather(layout, head, rows, count, columns, target, target_row):
-    """Copies rows behind addresses to floats, filled up to 16s with zeros."""
-    dtype, shift = layout[0], head * layout[5]
-    for j in range(0, columns, LANES):
-        place, width = target + 4 * j, min(columns - j, LANES)
-        if dtype == 0:
-            _gather_column(0, rows, shift + 4 * j, count, width, place, target_row)
-        elif dtype == 1:
-            _gather_column(1, rows, shift + 2 * j, count, width, place, target_row)
-        else:
-            _gather_column(2, rows, shift + 2 * j, count, width, place, target_row)
-
-
-@jit
-def _gather_transposed(layout, head, rows, count, columns, target, target_row):
-    """Copies as ``_gather``, but to ``columns`` x ``count`` floats, both filled up to 16s."""
-    dtype, shift = layout[0], head * layout[5]
-    size = 4 if dtype == 0 else 2
-    for i in range(0, count, LANES):
-        for j in range(0, columns, LANES):
-            at, source, width = rows + 8 * i, shift + j * size, min(columns - j, LANES)
-            place = target + j * target_row + 4 * i
-            if dtype == 0:
-                gather_transposed(0, at, source, width, place, target_row)
-            elif dtype == 1:
-                gather_transposed(1, at, source, width, place, target_row)
-            else:
-                gather_transposed(2, at, source, width, place, target_row)
-
-
-@jit
-def _prefetch(layout, head, rows, count, columns):
-    """Begins to bring rows behind addresses."""
-    shift, length = head * layout[5], columns * (4 if layout[0] == 0 else 2)
-    for i in range(count):
-        row = get_int(rows + 8 * i) + shift
-        for j in range(0, length, 64):
-            prefetch(row + j)
-
-
-@jit
-def _scatter(layout, head, rows, count, columns, source, source_row, factors):
-    """Copies rows of floats, each times its factor, to behind addresses."""
-    dtype, shift = layout[0], head * layout[5]
-    size = 4 if dtype == 0 else 2
-    for i in range(count):
-        row, factor = get_int(rows + 8 * i) + shift, broadcast(get(factors + 4 * i))
-        for j in range(0, columns, LANES):
-            value = load(source + i * source_row + 4 * j) * factor
-            write(dtype, row + j * size, value, columns - j)
-
-
-@jit
-def _clear_padding(ys, count, columns, x, x_row, x_step):
-    """Zeros what was read for padding: row i is at ``x + i x_row``."""
-    for i in range(count):
-        if ys[i] < 0:
-            for j in range(columns):
-                put(x + i * x_row + j * x_step, np.float32(0))
 
 
 @jit
@@ -395,8 +249,8 @@ def _mean_regions(begin, end, sizes, place, x, means):
     ys, xs = np.empty(area, np.int64), np.empty(area, np.int64)
     at = np.int64(sums.ctypes.data)
     for task in range(begin, end):
-        batch, region = divmod(task, _count_regions(place))
-        count = _list_tokens(region, place, False, ys, xs, 0)
+        batch, region = divmod(task, count_regions(place))
+        count = list_tokens(region, place, False, ys, xs, 0)
         clear(at, heads * deep)
         for i in range(count):
             row = address + batch * by_batch + ys[i] * by_row + xs[i] * by_column
@@ -444,29 +298,29 @@ def _forward_items(begin, end, sizes, q_map, k_map, zero, scale, queries, keys, 
     for item in range(begin, end):
         for other in range(item if item == begin else item + 1, min(item + 2, end)):
             slot = other % 2
-            counts[slot, 0] = _list_queries(other, q_map, queries, q_tokens[slot], q_lists[slot])
-            counts[slot, 1] = _list_keys(
+            counts[slot, 0] = list_queries(other, q_map, queries, q_tokens[slot], q_lists[slot])
+            counts[slot, 1] = list_keys(
                 other, topk, q_map, k_map, zero, keys, routing, k_tokens[slot], k_lists[slot]
             )
         slot, ahead = item % 2, 1 - item % 2
         count_q, count_k, ys = counts[slot, 0], counts[slot, 1], k_tokens[slot, 0]
         if count_q <= 0:
             continue
-        q_rows, o_rows = _rows(q_lists, slot, 0), _rows(q_lists, slot, 1)
-        k_rows, v_rows = _rows(k_lists, slot, 0), _rows(k_lists, slot, 1)
+        q_rows, o_rows = list_at(q_lists, slot, 0), list_at(q_lists, slot, 1)
+        k_rows, v_rows = list_at(k_lists, slot, 0), list_at(k_lists, slot, 1)
         for head in range(heads):
             if item + 1 < end and counts[ahead, 0] >= LANES:
-                _prefetch(q, head, _rows(q_lists, ahead, 0), counts[ahead, 0], dim)
-                _prefetch(k, head, _rows(k_lists, ahead, 0), counts[ahead, 1], dim)
-                _prefetch(v, head, _rows(k_lists, ahead, 1), counts[ahead, 1], dim_v)
-            _gather(q, head, q_rows, count_q, dim, at_q, q_row)
+                prefetch_rows(q, head, list_at(q_lists, ahead, 0), counts[ahead, 0], dim)
+                prefetch_rows(k, head, list_at(k_lists, ahead, 0), counts[ahead, 1], dim)
+                prefetch_rows(v, head, list_at(k_lists, ahead, 1), counts[ahead, 1], dim_v)
+            gather_rows(q, head, q_rows, count_q, dim, at_q, q_row)
             for start in range(0, max(count_k, 1), k_most):
                 count = min(count_k - start, k_most)
-                _gather_transposed(k, head, k_rows + 8 * start, count, dim, at_k, s_row)
-                _gather(v, head, v_rows + 8 * start, count, dim_v, at_v, o_row)
+                gather_rows_transposed(k, head, k_rows + 8 * start, count, dim, at_k, s_row)
+                gather_rows(v, head, v_rows + 8 * start, count, dim_v, at_v, o_row)
                 if zero:
-                    _clear_padding(ys[start:], count, dim, at_k, 4, s_row)
-                    _clear_padding(ys[start:], count, dim_v, at_v, o_row, 4)
+                    clear_padding(ys[start:], count, dim, at_k, 4, s_row)
+                    clear_padding(ys[start:], count, dim_v, at_v, o_row, 4)
                 multiply(
                     count_q, padded(count) // LANES, dim,
                     at_q, q_row, 4, at_k, s_row, at_s, s_row, scale * LOG2_E, False,
@@ -484,7 +338,7 @@ def _forward_items(begin, end, sizes, q_map, k_map, zero, scale, queries, keys, 
                 total, top = load(at_sums + 4 * i), load(at_tops + 4 * i)
                 store(at_tops + 4 * i, fma(log(total), broadcast(LOG2_E), top))
                 store(at_sums + 4 * i, broadcast(ONE) / total)
-            _scatter(out, head, o_rows, count_q, dim_v, at_o, o_row, at_sums)
+            scatter_rows(out, head, o_rows, count_q, dim_v, at_o, o_row, at_sums)
             for i in range(count_q):
                 put(q_lists[slot, 2, i] + head * lse[5], get(at_tops + 4 * i))
     keep(q_lists)
@@ -510,41 +364,6 @@ def _gradient_rows(s, dp, row, rows, columns, at_lse, at_delta):
             p = exp2(load(x + 4 * j) - lse)
             store(x + 4 * j, p)
             store(dx + 4 * j, p * (load(dx + 4 * j) - delta))
-
-
-@jit
-def _add_rows(source, source_row, count, columns, ys, layout, head, rows):
-    """Adds rows of floats to those behind addresses, whole vectors of them; not for padding."""
-    shift = head * layout[5]
-    for i in range(count):
-        if ys[i] >= 0:
-            target = get_int(rows + 8 * i) + shift
-            for j in range(0, columns, LANES):
-                value = load(source + i * source_row + 4 * j)
-                store(target + 4 * j, load(target + 4 * j) + value)
-
-
-@jit
-def _clear_map(layout, batch, head, height, width, columns):
-    """Zeros all places of a head's map of floats, whole vectors of them."""
-    _, address, by_batch, by_row, by_column, by_head = layout
-    address += batch * by_batch + head * by_head
-    for y in range(height):
-        for x in range(width):
-            clear(address + y * by_row + x * by_column, padded(columns))
-
-
-@jit
-def _copy_map(source, layout, batch, head, height, width, columns):
-    """Copies rows of floats, filled up to 16s, to all places of a head's map."""
-    dtype, address, by_batch, by_row, by_column, by_head = layout
-    size, source_row = 4 if dtype == 0 else 2, 4 * padded(columns)
-    address += batch * by_batch + head * by_head
-    for y in range(height):
-        for x in range(width):
-            for j in range(0, columns, LANES):
-                value = load(source + (y * width + x) * source_row + 4 * j)
-                write(dtype, address + y * by_row + x * by_column + j * size, value, columns - j)
 
 
 @jit
@@ -581,7 +400,7 @@ def _backward_items(
     area, longest = q_map[4] * q_map[5], topk * k_map[4] * k_map[5]
     q_most, k_most = min(area, QUERIES), min(padded(longest), KEYS)
     deep, deep_v = padded(dim), padded(dim_v)
-    items, groups = _count_items(q_map), (heads + group - 1) // group
+    items, groups = count_items(q_map), (heads + group - 1) // group
 
     q_tokens, k_tokens = np.empty((2, 2, area), np.int64), np.empty((2, 2, longest), np.int64)
     q_lists = np.empty((2, 6, padded(q_most)), np.int64)
@@ -624,8 +443,8 @@ def _backward_items(
         ):
             slot, owner = other % 2, other // items
             item = owner // groups * items + other % items
-            counts[slot, 0] = _list_queries(item, q_map, queries, q_tokens[slot], q_lists[slot])
-            counts[slot, 1] = _list_keys(
+            counts[slot, 0] = list_queries(item, q_map, queries, q_tokens[slot], q_lists[slot])
+            counts[slot, 1] = list_keys(
                 item, topk, q_map, k_map, zero, places, routing, k_tokens[slot], k_lists[slot]
             )
         slot, ahead = task % 2, 1 - task % 2
@@ -635,32 +454,32 @@ def _backward_items(
         last = min(first + group, heads)
         if keys_too and task % items == 0:
             for head in range(first, last):
-                _clear_map(to_dk, batch, head, height, width, dim)
-                _clear_map(to_dv, batch, head, height, width, dim_v)
+                clear_map(to_dk, batch, head, height, width, dim)
+                clear_map(to_dv, batch, head, height, width, dim_v)
         for head in range(first, last if count_q > 0 else first):
             if task + 1 < end * per_task and counts[ahead, 0] >= LANES:
-                _prefetch(q, head, _rows(q_lists, ahead, 0), counts[ahead, 0], dim)
-                _prefetch(grad, head, _rows(q_lists, ahead, 1), counts[ahead, 0], dim_v)
-                _prefetch(out, head, _rows(q_lists, ahead, 2), counts[ahead, 0], dim_v)
-                _prefetch(k, head, _rows(k_lists, ahead, 0), counts[ahead, 1], dim)
-                _prefetch(v, head, _rows(k_lists, ahead, 1), counts[ahead, 1], dim_v)
-            _gather(q, head, _rows(q_lists, slot, 0), count_q, dim, at_q, q_row)
-            _gather(grad, head, _rows(q_lists, slot, 1), count_q, dim_v, at_grad, o_row)
-            _gather(out, head, _rows(q_lists, slot, 2), count_q, dim_v, at_out, o_row)
+                prefetch_rows(q, head, list_at(q_lists, ahead, 0), counts[ahead, 0], dim)
+                prefetch_rows(grad, head, list_at(q_lists, ahead, 1), counts[ahead, 0], dim_v)
+                prefetch_rows(out, head, list_at(q_lists, ahead, 2), counts[ahead, 0], dim_v)
+                prefetch_rows(k, head, list_at(k_lists, ahead, 0), counts[ahead, 1], dim)
+                prefetch_rows(v, head, list_at(k_lists, ahead, 1), counts[ahead, 1], dim_v)
+            gather_rows(q, head, list_at(q_lists, slot, 0), count_q, dim, at_q, q_row)
+            gather_rows(grad, head, list_at(q_lists, slot, 1), count_q, dim_v, at_grad, o_row)
+            gather_rows(out, head, list_at(q_lists, slot, 2), count_q, dim_v, at_out, o_row)
             _row_statistics(
-                head, lse, _rows(q_lists, slot, 4), count_q, at_lse,
+                head, lse, list_at(q_lists, slot, 4), count_q, at_lse,
                 at_grad, at_out, o_row, deep_v, at_delta,
             )  # fmt: skip
             for start in range(0, max(count_k, 1), k_most):
                 count = min(count_k - start, k_most)
-                k_rows, v_rows = _rows(k_lists, slot, 0), _rows(k_lists, slot, 1)
-                _gather(k, head, k_rows + 8 * start, count, dim, at_k, q_row)
-                _gather_transposed(k, head, k_rows + 8 * start, count, dim, at_kt, s_row)
-                _gather_transposed(v, head, v_rows + 8 * start, count, dim_v, at_vt, s_row)
+                k_rows, v_rows = list_at(k_lists, slot, 0), list_at(k_lists, slot, 1)
+                gather_rows(k, head, k_rows + 8 * start, count, dim, at_k, q_row)
+                gather_rows_transposed(k, head, k_rows + 8 * start, count, dim, at_kt, s_row)
+                gather_rows_transposed(v, head, v_rows + 8 * start, count, dim_v, at_vt, s_row)
                 if zero:
-                    _clear_padding(ys[start:], count, dim, at_k, q_row, 4)
-                    _clear_padding(ys[start:], count, dim, at_kt, 4, s_row)
-                    _clear_padding(ys[start:], count, dim_v, at_vt, 4, s_row)
+                    clear_padding(ys[start:], count, dim, at_k, q_row, 4)
+                    clear_padding(ys[start:], count, dim, at_kt, 4, s_row)
+                    clear_padding(ys[start:], count, dim_v, at_vt, 4, s_row)
                 _differentiate_logits(
                     count_q, count, dim, dim_v, at_q, q_row, at_kt, at_grad, o_row, at_vt,
                     at_s, at_ds, s_row, scale, at_lse, at_delta,
@@ -678,23 +497,21 @@ def _backward_items(
                         count, deep_v // LANES, count_q,
                         at_s, 4, s_row, at_grad, o_row, at_dv, o_row, ONE, False,
                     )  # fmt: skip
-                    dk_rows, dv_rows = _rows(k_lists, slot, 2), _rows(k_lists, slot, 3)
-                    _add_rows(
-                        at_dk, q_row, count, dim, ys[start:], to_dk, head, dk_rows + 8 * start
-                    )
-                    _add_rows(
+                    dk_rows, dv_rows = list_at(k_lists, slot, 2), list_at(k_lists, slot, 3)
+                    add_rows(at_dk, q_row, count, dim, ys[start:], to_dk, head, dk_rows + 8 * start)
+                    add_rows(
                         at_dv, o_row, count, dim_v, ys[start:], to_dv, head, dv_rows + 8 * start
                     )
-            _scatter(dq, head, _rows(q_lists, slot, 3), count_q, dim, at_dq, q_row, at_scales)
+            scatter_rows(dq, head, list_at(q_lists, slot, 3), count_q, dim, at_dq, q_row, at_scales)
             if not keys_too:
                 for i in range(count_q):
                     put(q_lists[slot, 5, i] + head * delta[5], get(at_delta + 4 * i))
         if task % items == items - 1:
             for head in range(first, last):
                 if dk_apart:
-                    _copy_map(at_dk_sums, dk, batch, head, height, width, dim)
+                    copy_map(at_dk_sums, dk, batch, head, height, width, dim)
                 if dv_apart:
-                    _copy_map(at_dv_sums, dv, batch, head, height, width, dim_v)
+                    copy_map(at_dv_sums, dv, batch, head, height, width, dim_v)
     keep(q_lists)
     keep(k_lists)
     keep(scratch)
@@ -708,7 +525,7 @@ def _backward_regions(begin, end, sizes, q_map, k_map, zero, scale, queries, key
     heads, dim, dim_v, _ = sizes
     q, grad, lse, delta = queries
     k, v, dk, dv = keys
-    area, q_area, parts = k_map[4] * k_map[5], q_map[4] * q_map[5], _count_parts(q_map)
+    area, q_area, parts = k_map[4] * k_map[5], q_map[4] * q_map[5], count_parts(q_map)
     q_most, k_most = min(q_area, QUERIES), min(padded(area), KEYS)
     deep, deep_v = padded(dim), padded(dim_v)
 
@@ -738,26 +555,28 @@ def _backward_regions(begin, end, sizes, q_map, k_map, zero, scale, queries, key
 
     for task in range(begin, end):
         index, head = divmod(task, heads)
-        batch, region = divmod(index, _count_regions(k_map))
-        tokens = _list_tokens(region, k_map, False, k_tokens[0], k_tokens[1], 0)
+        batch, region = divmod(index, count_regions(k_map))
+        tokens = list_tokens(region, k_map, False, k_tokens[0], k_tokens[1], 0)
         for i in range(len(keys)):
-            _locate(keys[i], batch, k_tokens[0], k_tokens[1], tokens, k_lists[0, i])
+            locate(keys[i], batch, k_tokens[0], k_tokens[1], tokens, k_lists[0, i])
         first, last = get_int(starts + 8 * index), get_int(starts + 8 * index + 8)
         for start in range(0, tokens, k_most):
             count = min(tokens - start, k_most)
-            _gather_transposed(k, head, _rows(k_lists, 0, 0) + 8 * start, count, dim, at_kt, s_row)
-            _gather_transposed(
-                v, head, _rows(k_lists, 0, 1) + 8 * start, count, dim_v, at_vt, s_row
+            gather_rows_transposed(
+                k, head, list_at(k_lists, 0, 0) + 8 * start, count, dim, at_kt, s_row
+            )
+            gather_rows_transposed(
+                v, head, list_at(k_lists, 0, 1) + 8 * start, count, dim_v, at_vt, s_row
             )
             clear(at_dk, count * deep)
             clear(at_dv, count * deep_v)
             for use in range(first * parts, last * parts):
                 item = get_int(users + 8 * (use // parts)) * parts + use % parts
-                count_q = _list_queries(item, q_map, queries, q_tokens, q_lists[0])
+                count_q = list_queries(item, q_map, queries, q_tokens, q_lists[0])
                 if count_q <= 0:
                     continue
-                _gather(q, head, _rows(q_lists, 0, 0), count_q, dim, at_q, q_row)
-                _gather(grad, head, _rows(q_lists, 0, 1), count_q, dim_v, at_grad, o_row)
+                gather_rows(q, head, list_at(q_lists, 0, 0), count_q, dim, at_q, q_row)
+                gather_rows(grad, head, list_at(q_lists, 0, 1), count_q, dim_v, at_grad, o_row)
                 for i in range(count_q):
                     put(at_lse + 4 * i, get(q_lists[0, 2, i] + head * lse[5]))
                     put(at_delta + 4 * i, get(q_lists[0, 3, i] + head * delta[5]))
@@ -775,9 +594,9 @@ def _backward_regions(begin, end, sizes, q_map, k_map, zero, scale, queries, key
                     at_s, 4, s_row, at_grad, o_row, at_part, o_row, ONE, False,
                 )  # fmt: skip
                 add(at_part, o_row, count, deep_v, at_dv, o_row)
-            dk_rows, dv_rows = _rows(k_lists, 0, 2), _rows(k_lists, 0, 3)
-            _scatter(dk, head, dk_rows + 8 * start, count, dim, at_dk, q_row, at_ones)
-            _scatter(dv, head, dv_rows + 8 * start, count, dim_v, at_dv, o_row, at_ones)
+            dk_rows, dv_rows = list_at(k_lists, 0, 2), list_at(k_lists, 0, 3)
+            scatter_rows(dk, head, dk_rows + 8 * start, count, dim, at_dk, q_row, at_ones)
+            scatter_rows(dv, head, dv_rows + 8 * start, count, dim_v, at_dv, o_row, at_ones)
     keep(q_lists)
     keep(k_lists)
     keep(scratch)

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._layouts import with_contiguous_rows
 from .._triton import dot, dot_precision, launch
 from .reference import choose_regions, invert_routing, lay_grids, populated_regions
 
@@ -295,7 +296,7 @@ def backward(grad, q, k, v, routing, out, lse, regions, scale, pad_mode):
 
 def _region_means(x, grid):
     """Means over the tokens of each region, (B, P, heads * dim); 0 where there are none."""
-    x = x if x.stride(-1) == 1 else x.contiguous()
+    (x,) = with_contiguous_rows(x)
     batch, height, width, heads, dim = x.shape
     channels, count = heads * dim, grid.rows * grid.columns
     block = min(triton.next_power_of_2(channels), 128)
@@ -337,7 +338,7 @@ def _by_query(q, v, routing, q_grid, k_grid, pad_mode):
 
 def _arguments(q, k, v, q_grid, k_grid, scale):
     """Arguments that the kernels of attention share, and their grids by queries and by keys."""
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = with_contiguous_rows(q, k, v)
     batch, height, width, heads, dim = q.shape
     most = _most_tokens(q, v)
     arguments = {

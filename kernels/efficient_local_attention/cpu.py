@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from .._blocks import (
-    DTYPE_CODES,
     clear,
     copy_in,
     copy_in_transposed,
@@ -23,6 +22,7 @@ from .._blocks import (
 )
 from .._elements import store_as
 from .._jit import inline, jit
+from .._layouts import layout as tensor_layout
 from .._memory import empty_like
 from .._threads import parallel_for
 from .._vectors import (
@@ -81,8 +81,8 @@ def forward(x, conv, weight, bias, norm_groups, eps, save):
         (batch, channels, height, width),
         plan,
         sizes,
-        _layout(source),
-        _layout(target),
+        tensor_layout(source),
+        tensor_layout(target),
         tuple(p.data_ptr() for p in parameters),
         np.float32(eps),
         strips.data_ptr() if save else 0,
@@ -109,9 +109,9 @@ def backward(grad, x, conv, weight, bias, strips, norm_groups, eps):
         (batch, channels, height, width),
         plan,
         sizes,
-        _layout(source),
-        _layout(grad),
-        _layout(target),
+        tensor_layout(source),
+        tensor_layout(grad),
+        tensor_layout(target),
         tuple(p.data_ptr() for p in parameters),
         np.float32(eps),
         strips.data_ptr(),
@@ -196,12 +196,6 @@ def _sizes(shape, plan):
     )
     sums = packed + 2 * sets * wide + 4 * wide
     return wide * (height + width + 3 * (taps // 2) + LANES), packed, sums, transposed, work
-
-
-def _layout(x):
-    """Code of the dtype, address, and strides in bytes."""
-    size = x.element_size()
-    return DTYPE_CODES[x.dtype], x.data_ptr(), *[stride * size for stride in x.stride()]
 
 
 @inline

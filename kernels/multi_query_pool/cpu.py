@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from .._blocks import (
-    DTYPE_CODES,
     clear,
     copy_in,
     copy_out,
@@ -17,6 +16,7 @@ from .._blocks import (
     softmax_gradient,
 )
 from .._jit import inline, jit
+from .._layouts import DTYPE_CODES, with_contiguous_rows
 from .._memory import empty
 from .._reductions import TILE, inner_products_tile
 from .._threads import parallel_for
@@ -105,10 +105,8 @@ def backward(grad, x, values, queries, out, logits, lse, scale, needs):
 
 
 def _with_contiguous_rows(x, queries, values):
-    x, queries = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, queries))
-    if values is None:
-        return x, queries, x
-    return x, queries, values if values.stride(-1) == 1 else values.contiguous()
+    x, queries, values = with_contiguous_rows(x, queries, values)
+    return x, queries, x if values is None else values
 
 
 def _layout(x):

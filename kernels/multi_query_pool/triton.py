@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._layouts import with_contiguous_rows
 from .._triton import dot, dot_precision, launch, load_rows, store_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -258,7 +259,7 @@ def _floats(like, *shape):
 
 def _with_contiguous_rows(x, values, *others):
     values = x if values is None else values
-    return [t if t.stride(-1) == 1 else t.contiguous() for t in (x, values, *others)]
+    return with_contiguous_rows(x, values, *others)
 
 
 def _matrices(**tensors):

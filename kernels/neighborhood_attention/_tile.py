@@ -6,13 +6,17 @@ from numba.extending import intrinsic
 
 from .. import _llvm as llvm
 from .._jit import c_function
-from .._vectors import WIDE_REGISTERS, mask
+from .._vectors import F32, LANES, WIDE_REGISTERS, mask
 
 __all__ = ["TILES", "UNIFORM", "call_tiles", "lanes_of"]
 
+WIDTH = LANES if WIDE_REGISTERS else 8
+"""Lanes of a register: narrow ones take lanes 0 to 7 first, then the others."""
+ALL = (1 << WIDTH) - 1
 # For each number of rows of a register tile, the most columns. The sums, and a row and a column of
-# factors, fit the registers.
-COLUMNS = (8, 8, 5, 4) if WIDE_REGISTERS else (4, 2)
+# factors, about fit the registers.
+COLUMNS = (8, 8, 5, 4) if WIDE_REGISTERS else (8, 4)
+_VECTOR = ir.VectorType(llvm.FLOAT, WIDTH)
 
 UNIFORM = 3
 """Number of edges that stands for one float in all lanes."""
@@ -56,9 +60,7 @@ def _emit(builder, rows, columns, edges, operands):
     ]
     edges = 0 if uniform else edges
     shifts = replaced[::2][:edges]
-    masks = [
-        builder.bitcast(builder.trunc(bits, llvm.I16), llvm.MASK) for bits in replaced[1::2][:edges]
-    ]
+    masks = [llvm.chosen_lanes(builder, bits, WIDTH) for bits in replaced[1::2][:edges]]
 
     entry = builder.block
     before, start, outside, inside, behind, done = (
@@ -68,17 +70,17 @@ def _emit(builder, rows, columns, edges, operands):
     builder.cbranch(builder.icmp_signed("!=", accumulate, llvm.number(0)), before, start)
 
     builder.position_at_end(before)
-    present = [llvm.load(builder, place, llvm.VECTOR, 4) for place in places]
+    present = [llvm.load(builder, place, _VECTOR, 4) for place in places]
     builder.branch(start)
 
     builder.position_at_end(start)
-    first = [builder.phi(llvm.VECTOR) for _ in range(size)]
-    _join(first, [llvm.constant(0.0)] * size, entry)
+    first = [builder.phi(_VECTOR) for _ in range(size)]
+    _join(first, [ir.Constant(_VECTOR, [0.0] * WIDTH)] * size, entry)
     _join(first, present, before)
     builder.branch(outside)
 
     builder.position_at_end(outside)
-    i, *sums = builder.phi(llvm.I64), *(builder.phi(llvm.VECTOR) for _ in range(size))
+    i, *sums = builder.phi(llvm.I64), *(builder.phi(_VECTOR) for _ in range(size))
     entries = builder.mul(i, llvm.number(8))
     a0, b0 = (
         builder.add(llvm.load(builder, builder.add(table, entries), llvm.I64, 8), shift)
@@ -88,24 +90,23 @@ def _emit(builder, rows, columns, edges, operands):
 
     builder.position_at_end(inside)
     j, a, b = (builder.phi(llvm.I64) for _ in range(3))
-    running = [builder.phi(llvm.VECTOR) for _ in range(size)]
+    running = [builder.phi(_VECTOR) for _ in range(size)]
     at_a, at_b, *bases = (
         _opaque(builder, place) for place in (a, b, *(builder.add(b, shift) for shift in shifts))
     )
     left = [
-        llvm.load(builder, llvm.offset(builder, at_a, a_row, n), llvm.VECTOR, 4)
-        for n in range(rows)
+        llvm.load(builder, llvm.offset(builder, at_a, a_row, n), _VECTOR, 4) for n in range(rows)
     ]
     updated = list(running)
     for m in range(columns):
         place = llvm.offset(builder, at_b, b_column, m)
         if uniform:
-            right = llvm.splat(builder, llvm.load(builder, place, llvm.FLOAT, 4))
+            right = llvm.splat(builder, llvm.load(builder, place, llvm.FLOAT, 4), WIDTH)
         else:
-            right = llvm.load(builder, place, llvm.VECTOR, 4)
+            right = llvm.load(builder, place, _VECTOR, 4)
         for chosen, base in zip(masks, bases, strict=True):
             value = llvm.load(builder, llvm.offset(builder, base, b_column, m), llvm.FLOAT, 4)
-            right = builder.select(chosen, llvm.splat(builder, value), right)
+            right = llvm.select(builder, chosen, llvm.splat(builder, value, WIDTH), right)
         for n in range(rows):
             at = n * columns + m
             updated[at] = llvm.fma(builder, left[n], right, updated[at])
@@ -176,14 +177,25 @@ def TILES(
         high = (rows - n + shares - 1) // shares
         shares = (columns + COLUMNS[high - 1] - 1) // COLUMNS[high - 1]
         wide = (columns + shares - 1) // shares
-        for m in range(0, columns, wide):
-            _tile(
-                high, min(wide, columns - m), edges, outer, inner,
-                a_table, a_shift + n * a_row, a_row, a_step,
-                b_table, b_shift + m * b_column, b_column, b_step,
-                shift0, mask0, shift1, mask1,
-                c + n * c_row + m * c_column, c_row, c_column, accumulate,
-            )  # fmt: skip
+        for lane in range(0, LANES, WIDTH):
+            kind, at, at_b = edges, F32 * lane, 0 if edges == UNIFORM else F32 * lane
+            lanes0, lanes1 = mask0 >> lane & ALL, mask1 >> lane & ALL
+            behind0, behind1 = shift0 - at, shift1 - at
+            # Lanes without an edge need no choice.
+            if kind == 2 and lanes1 == 0:
+                kind = 1
+            if kind == 2 and lanes0 == 0:
+                kind, lanes0, behind0 = 1, lanes1, behind1
+            if kind == 1 and lanes0 == 0:
+                kind = 0
+            for m in range(0, columns, wide):
+                _tile(
+                    high, min(wide, columns - m), kind, outer, inner,
+                    a_table, a_shift + n * a_row + at, a_row, a_step,
+                    b_table, b_shift + m * b_column + at_b, b_column, b_step,
+                    behind0, lanes0, behind1, lanes1,
+                    c + n * c_row + m * c_column + at, c_row, c_column, accumulate,
+                )  # fmt: skip
         n += high
 
 

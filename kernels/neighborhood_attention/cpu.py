@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from .._blocks import DTYPE_CODES
+from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
 from .._threads import CHUNKS_PER_THREAD, parallel_for
 from . import _dense, _plan, _slide
@@ -18,7 +18,7 @@ MOST_DENSE = 512
 
 def forward(q, k, v, rpb, extra_k, extra_v, kernel, dilation, stride, causal, scale):
     """Output (B, *spatial, heads, dim) and log-sum-exp of the logits (B, heads, *spatial)."""
-    q, k, v, extra_k, extra_v = _with_contiguous_rows(q, k, v, extra_k, extra_v)
+    q, k, v, extra_k, extra_v = with_contiguous_rows(q, k, v, extra_k, extra_v)
     out = empty(*v.shape, dtype=v.dtype)
     lse = q.new_empty(q.shape[0], q.shape[-2], *q.shape[1:-2], dtype=torch.float32)
     if q.numel() == 0:
@@ -51,7 +51,7 @@ def backward(
     grad, q, k, v, rpb, extra_k, extra_v, out, lse, kernel, dilation, stride, causal, scale
 ):
     """Gradients of q, k, v, rpb, extra_k and extra_v; empty for those that are None."""
-    grad, q, k, v, extra_k, extra_v = _with_contiguous_rows(grad, q, k, v, extra_k, extra_v)
+    grad, q, k, v, extra_k, extra_v = with_contiguous_rows(grad, q, k, v, extra_k, extra_v)
     dq, dk, dv = (empty(*x.shape, dtype=x.dtype) for x in (q, k, v))
     none = q.new_empty(0)
     if q.numel() == 0:
@@ -131,10 +131,6 @@ def _positions(rules):
     return math.prod(max(_plan.lengths(rule[0], rule[2])) for rule in rules)
 
 
-def _with_contiguous_rows(*tensors):
-    return tuple(x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors)
-
-
 def _rules(q, kernel, dilation, stride, causal):
     """Arguments of ``_plan`` for three axes, of which the first may be of no extent."""
     axes = tuple(zip(q.shape[1:-2], kernel, dilation, stride, causal, strict=True))
@@ -151,10 +147,9 @@ def _geometry(q, rules, extra):
 def _layout(x):
     if x is None:
         return Tensor(*(0,) * len(Tensor._fields))
-    size = x.element_size()
-    batch, *spatial, head, _ = (stride * size for stride in x.stride())
+    dtype, address, batch, *spatial, head = layout(x, -1)
     spatial = (*(0,) * (3 - len(spatial)), *spatial)
-    return Tensor(DTYPE_CODES[x.dtype], x.data_ptr(), batch, *spatial, head)
+    return Tensor(dtype, address, batch, *spatial, head)
 
 
 def _table(rpb):

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._layouts import with_contiguous_rows
 from .._triton import dot, dot_precision, launch
 
 PROGRAMS = 512
@@ -645,7 +646,7 @@ def _programs(q, rules, tiles):
 
 def _arguments(q, k, v, rpb, extra_k, extra_v, rules, scale):
     """Arguments that the kernels share."""
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = with_contiguous_rows(q, k, v)
     dim = q.shape[-1]
     arguments = {
         "p_q": q,

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 
 from .._blocks import (
-    DTYPE_CODES,
     add,
     clear,
     copy_in,
@@ -21,6 +20,7 @@ from .._blocks import (
     write,
 )
 from .._jit import inline, jit
+from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
 from .._threads import parallel_for
 from .._vectors import LANES, broadcast, get, keep, load, prefetch, put, store
@@ -34,7 +34,7 @@ GROUPS = 8
 
 def forward(q, k, v, bias, window, shift, scale):
     """Output (B, H, W, heads, dim) and log-sum-exp of the logits (B, heads, H, W)."""
-    q, k, v, bias = _with_contiguous_rows(q, k, v, bias)
+    q, k, v, bias = with_contiguous_rows(q, k, v, bias)
     batch, height, width, heads, _ = q.shape
     out = empty(*v.shape, dtype=v.dtype)
     lse = torch.empty(batch, heads, height, width)
@@ -55,7 +55,7 @@ def forward(q, k, v, bias, window, shift, scale):
 
 def backward(grad, q, k, v, bias, out, lse, window, shift, scale):
     """Gradients of q, k, v and bias, the last one empty where there is no bias."""
-    grad, q, k, v, bias = _with_contiguous_rows(grad, q, k, v, bias)
+    grad, q, k, v, bias = with_contiguous_rows(grad, q, k, v, bias)
     batch, _, _, heads, _ = q.shape
     dq, dk, dv = (empty(*x.shape, dtype=x.dtype) for x in (q, k, v))
     area = window[0] * window[1]
@@ -98,10 +98,6 @@ def backward(grad, q, k, v, bias, out, lse, window, shift, scale):
     return dq, dk, dv, dbias
 
 
-def _with_contiguous_rows(*tensors):
-    return tuple(x if x is None or x.stride(-1) == 1 else x.contiguous() for x in tensors)
-
-
 def _windows(q, window):
     return -(-q.shape[1] // window[0]) * -(-q.shape[2] // window[1])
 
@@ -111,17 +107,13 @@ def _geometry(q, window, shift):
 
 
 def _layout(x):
-    """Code of the dtype, address, and strides in bytes of batch, rows, columns and heads."""
-    size = x.element_size()
-    return DTYPE_CODES[x.dtype], x.data_ptr(), *(stride * size for stride in x.stride()[:4])
+    """Layout of a map (B, H, W, heads, dim)."""
+    return layout(x, 4)
 
 
 def _bias_layout(bias):
-    """Code of the dtype, address (0 for none), and strides in bytes of heads and rows."""
-    if bias is None:
-        return 0, 0, 0, 0
-    size = bias.element_size()
-    return DTYPE_CODES[bias.dtype], bias.data_ptr(), bias.stride(0) * size, bias.stride(1) * size
+    """Layout of a bias (heads, rows, columns), with address 0 for none."""
+    return (0, 0, 0, 0) if bias is None else layout(bias, 2)
 
 
 @inline

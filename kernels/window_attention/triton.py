@@ -4,6 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .._layouts import with_contiguous_rows
 from .._triton import dot, dot_precision, launch
 
 GROUPS = 32
@@ -303,7 +304,7 @@ def _blocks(window, block):
 
 def _arguments(q, k, v, bias, window, shift, scale):
     """Arguments that all kernels share."""
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    q, k, v = with_contiguous_rows(q, k, v)
     _, height, width, heads, dim = q.shape
     return {
         "p_q": q,
