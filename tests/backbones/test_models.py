@@ -178,7 +178,8 @@ def pytest_generate_tests(metafunc):
     elif test.startswith(COMPILED):
         models, light = compiled_differently(), ONE_A_FAMILY
     elif not test.startswith(CHEAP):
-        models, light = built_differently(), KINDS
+        few = test == "test_gradients_of_samples_add_up"
+        models, light = built_differently(), ONE_A_FAMILY if few else KINDS
     quick = QUICKLY_EXPORTED if test.startswith(EXPORTED) else light
 
     def marks(name):
@@ -228,6 +229,27 @@ def test_checkpointing_changes_no_gradient(name):
         energy(m(x)).backward()
     for (key, p), q in zip(model.named_parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_gradients_of_samples_add_up(name):
+    model = create(name, num_classes=5).eval()
+    x = images()
+    parameters = {key: p.detach() for key, p in model.named_parameters()}
+
+    def loss(parameters, image):
+        return energy(torch.func.functional_call(model, parameters, image[None]))
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    energy(model(x)).backward()
+    for key, p in model.named_parameters():
+        wanted = torch.zeros_like(p) if p.grad is None else p.grad
+        torch.testing.assert_close(
+            found[key].sum(0),
+            wanted,
+            rtol=1e-3,
+            atol=1e-4 * float(wanted.abs().max()) + 1e-6,
+            msg=lambda text, key=key: f"{key}: {text}",
+        )
 
 
 def test_forward_is_features_then_head(name):
