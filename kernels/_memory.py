@@ -44,10 +44,13 @@ class _Idle:
         self.lock = threading.RLock()
 
     def take(self, size: int) -> _Block:
-        """The smallest block of a size that is not much too large, or a new one."""
+        """The smallest block of a size that is not much too large, or a new one.
+
+        Of several the one used last, of which the most may still be in the cache.
+        """
         most = max(size + HUGE_PAGE, size + size // 4)
         with self.lock:
-            fitting = [block for block in self.blocks if size <= block.size <= most]
+            fitting = [block for block in reversed(self.blocks) if size <= block.size <= most]
             if fitting:
                 block = min(fitting, key=lambda block: block.size)
                 self.blocks = [other for other in self.blocks if other.memory is not block.memory]

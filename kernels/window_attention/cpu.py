@@ -28,8 +28,9 @@ from .._vectors import LANES, broadcast, get, keep, load, prefetch, put, store
 ONE = np.float32(1)
 BEYOND = -2
 """Place of padding: negative, and not the one before the first."""
-GROUPS = 8
-"""Partial sums of the bias gradient: as many whatever the number of threads, for equal results."""
+GROUPS, TASKS = 8, 64
+"""Most partial sums of the bias gradient, and how many are enough over all heads: as many whatever
+the number of threads, for equal results."""
 
 
 def forward(q, k, v, bias, window, shift, scale):
@@ -60,7 +61,7 @@ def backward(grad, q, k, v, bias, out, lse, window, shift, scale):
     dq, dk, dv = (empty(*x.shape, dtype=x.dtype) for x in (q, k, v))
     area = window[0] * window[1]
     windows = batch * _windows(q, window)
-    groups = min(windows, GROUPS) if bias is not None else windows
+    groups = windows if bias is None else min(windows, GROUPS, max(TASKS // max(heads, 1), 1))
     sums = torch.empty(groups if bias is not None else 0, heads, area, -(-area // LANES) * LANES)
     parallel_for(
         _backward_windows,

@@ -28,6 +28,14 @@ def test_memory_of_a_tensor_that_is_gone_is_used_again():
     assert place in (empty(COUNT).data_ptr(), empty(COUNT).data_ptr())
 
 
+def test_what_was_used_last_is_used_first():
+    first, last = empty(COUNT), empty(COUNT)
+    place = last.data_ptr()
+    del first
+    del last
+    assert empty(COUNT).data_ptr() == place
+
+
 def test_a_block_much_too_large_is_left_for_others():
     place = empty(16 * COUNT).data_ptr()
     assert empty(COUNT).data_ptr() != place
