@@ -57,6 +57,9 @@ ROWS_OF_VALUES = 256
 """Fewest rows of values that are worth a thread."""
 TASKS = 16
 """Roughly how many tasks a pass has, whatever the threads, for results must not depend on them."""
+CROWDED = 2048
+"""Rows that are a multiple of these bytes apart share a few sets of the first-level cache, where
+they do not stay until they are read again."""
 
 
 class _Split(NamedTuple):
@@ -284,7 +287,7 @@ def _prefetch_next(x, sample, head, start, samples, tokens, block, columns):
 def _rows_in(x, sample, head, first, rows, columns, buffer):
     """Address and stride of rows of floats: those of the tensor itself, or a copy in the buffer."""
     source = _at(x, sample, head, first)
-    if x[0] == FLOAT and columns % LANES == 0:
+    if x[0] == FLOAT and columns % LANES == 0 and x[4] % CROWDED != 0:
         return source, x[4]
     row = 4 * padded(columns)
     copy_in(x[0], source, x[4], rows, columns, buffer, row)
@@ -571,7 +574,9 @@ def _gradients(
         g, head, chunk, samples, tokens = _task(task, sizes, split)
         _agents_in(agents, samples, head, count, dim, at_agents)
         bias_in(bias, head, count, parts)
-        clear(a_sums, group * (a_size + v_size) // 4)
+        if tokens[0] == tokens[1]:
+            # No block is to come, the first of which writes the sums.
+            clear(a_sums, group * (a_size + v_size) // 4)
         if of_queries:
             _agents_in(values, samples, head, count, dim_v, at_values)
         else:
@@ -590,7 +595,7 @@ def _gradients(
         part = (g if bias[0][0] == DENSE else g * chunks + chunk) * all_heads + head
         clear_bias_sums(bias, part_sums, part, count)
         for start in range(tokens[0], tokens[1], block):
-            length = min(block, tokens[1] - start)
+            length, later = min(block, tokens[1] - start), start > tokens[0]
             vectors = padded(length) // LANES
             fill = np.float32(0) if of_queries else np.float32(-np.inf)
             fill_bias(bias, head, count, start, length, fill, parts, at_bias, row)
@@ -608,7 +613,7 @@ def _gradients(
                     _column_gradients(at_s, at_g, at_bias, bias_grad, row, count, length, at_lse)
                     rest = _rows_in(y, b, head, start, length, dim_v, buffer)
                     weights, out = (at_s, row, 4), (v_sums + slot * v_size, v_row)
-                    product(count, wide // LANES, length, weights, rest, out, ONE, True)
+                    product(count, wide // LANES, length, weights, rest, out, ONE, later)
                 else:
                     _prefetch_next(dy, b, head, start, samples, tokens, block, dim_v)
                     delta, at_lse = deltas + 4 * slot * rows, lse + 4 * place * count
@@ -619,7 +624,7 @@ def _gradients(
                     _product_out(dy, b, head, start, length, dim_v, count, weights, v, ONE, buffer)
                 rest = _rows_in(x, b, head, start, length, dim, buffer)
                 slopes, out = (at_g, row, 4), (a_sums + slot * a_size, a_row)
-                product(count, deep // LANES, length, slopes, rest, out, factor, True)
+                product(count, deep // LANES, length, slopes, rest, out, factor, later)
                 slopes = (at_g, row)
                 _product_out(dx, b, head, start, length, dim, count, slopes, a, factor, buffer)
             if bias[0][0] == DENSE:
