@@ -44,8 +44,6 @@ class _Unpack(torch.autograd.Function):
         if not given:
             return None, None
         packed = empty(*ctx.shape, dtype=given[0].dtype)
-        if len(given) == len(grads):
-            return torch.stack(grads, ctx.dim, out=packed), None
         for i, grad in enumerate(grads):
             part = packed.select(ctx.dim, i)
             part.zero_() if grad is None else part.copy_(grad)

@@ -28,9 +28,10 @@ from .._vectors import LANES, broadcast, get, keep, load, prefetch, put, store
 ONE = np.float32(1)
 BEYOND = -2
 """Place of padding: negative, and not the one before the first."""
-GROUPS, TASKS = 8, 64
-"""Most partial sums of the bias gradient, and how many are enough over all heads: as many whatever
-the number of threads, for equal results."""
+GROUPS = 8
+"""Most partial sums of a head's bias gradient."""
+TASKS = 64
+"""Partial sums that are enough over all heads, whatever the threads, for equal results."""
 
 
 def forward(q, k, v, bias, window, shift, scale):

@@ -1,5 +1,6 @@
 """Agent attention against its definition by loops, the authors' modules, and itself."""
 
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -399,6 +400,20 @@ def test_any_strides(impl):
         grads = torch.autograd.grad(op(impl, **leaves), list(leaves.values()), cotangent.float())
         for name, grad in zip(leaves, grads, strict=True):
             torch.testing.assert_close(grad, wanted[name], msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_rows_that_crowd_the_cache():
+    """Rows that are a multiple of 2 KiB apart are copied before they are read."""
+    inputs = {name: torch.randn(2, 30, 8, 64) for name in ("q", "k", "v")}
+    inputs["agents"] = torch.randn(2, 8, 9, 64)
+
+    def op(impl, q, k, v, agents):
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        assert q.stride(2) * q.element_size() % 2048 == 0
+        return agent_attention(q, k, v, agents, impl=impl)
+
+    fused, plain = (gradients(partial(op, impl), inputs) for impl in ("cpu", "reference"))
+    torch.testing.assert_close(fused, plain)
 
 
 @pytest.mark.parametrize("impl", FUSED)
