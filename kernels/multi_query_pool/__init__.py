@@ -52,27 +52,20 @@ def multi_query_pool(
     """
     _check(x, queries)
     _check_values(x, queries, values, value_weight, value_bias)
-    x, queries = cast_for_autocast(x, queries)
-    if values is not None:
-        (values,) = cast_for_autocast(values)
+    x, queries, values, value_weight = tensors = cast_for_autocast(x, queries, values, value_weight)
     scale = x.shape[-1] ** -0.5 if scale is None else scale
-    tensors = (x, queries, values)
     impl = choose(
         "multi_query_pool",
         impl,
         {"triton": lambda: triton_can_run(*tensors), "cpu": lambda: cpu_can_run(*tensors)},
     )
     if impl == "reference":
-        pooled = reference.multi_query_pool(x, values, queries, scale)
+        out = reference.multi_query_pool(x, values, queries, scale)
+        out = out if value_weight is None else reference.project(out, value_weight)
     else:
         # What the gradient needs is kept only where there will be one.
         save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        pooled = _operator(x, values, queries, scale, save, impl)[0]
-    if value_weight is None:
-        return pooled
-    (weight,) = cast_for_autocast(value_weight)
-    weight = weight.unflatten(0, (queries.shape[-2], -1))  # (M, D_out / M, E)
-    out = torch.einsum("bme,mce->bmc", pooled, weight).flatten(1)
+        out = _operator(x, values, queries, value_weight, scale, save, impl)[0]
     return out if value_bias is None else out + value_bias.to(out.dtype)
 
 
@@ -142,59 +135,80 @@ def _implementation(impl: str) -> Any:
     return module
 
 
-def _forward(x, values, queries, scale, save, impl):
-    return _implementation(impl).forward(x, values, queries, scale, save)
+def _forward(x, values, queries, weight, scale, save, impl):
+    module = _implementation(impl)
+    out, logits, lse = module.forward(x, values, queries, scale, save)
+    if weight is None:
+        return out, out.new_empty(0), logits, lse
+    return module.project(out, weight), out if save else out.new_empty(0), logits, lse
 
 
-def _fake_forward(x, values, queries, scale, save, impl):
+def _fake_forward(x, values, queries, weight, scale, save, impl):
     batch, tokens, _ = x.shape
     count = queries.shape[-2]
     source = x if values is None else values
+    pooled = batch, count, source.shape[2]
+    projects = weight is not None
     return (
-        source.new_empty(batch, count, source.shape[2]),
+        source.new_empty((batch, weight.shape[0]) if projects else pooled),
+        source.new_empty(pooled if projects and save else 0),
         x.new_empty((batch, count, tokens) if save else 0, dtype=torch.float32),
         x.new_empty((batch, count) if save else 0, dtype=torch.float32),
     )
 
 
-def _backward(grad, x, values, queries, out, logits, lse, scale, needs, impl):
-    return _implementation(impl).backward(grad, x, values, queries, out, logits, lse, scale, needs)
+def _backward(grad, x, values, queries, weight, pooled, logits, lse, scale, needs, impl):
+    module = _implementation(impl)
+    *of_tokens, need_weight = needs
+    dweight = grad.new_empty(0)
+    if weight is not None:
+        needed = any(of_tokens), need_weight
+        grad, dweight = module.project_gradient(grad, pooled, weight, needed)
+    if not any(of_tokens):
+        return *(t.new_empty(0) for t in (x, pooled, queries)), dweight
+    grads = module.backward(grad, x, values, queries, pooled, logits, lse, scale, of_tokens)
+    return *grads, dweight
 
 
-def _fake_backward(grad, x, values, queries, out, logits, lse, scale, needs, impl):
-    source = x if values is None else values
+def _fake_backward(grad, x, values, queries, weight, pooled, logits, lse, scale, needs, impl):
+    values = x if values is None else values
+    weight = grad if weight is None else weight
     return tuple(
         t.new_empty(t.shape if need else 0)
-        for t, need in zip((x, source, queries), needs, strict=True)
+        for t, need in zip((x, values, queries, weight), needs, strict=True)
     )
 
 
 def _setup_context(ctx, inputs, output):
-    x, values, queries, ctx.scale, ctx.save, ctx.impl = inputs
-    ctx.save_for_backward(x, values, queries, *output)
+    x, values, queries, weight, ctx.scale, ctx.save, ctx.impl = inputs
+    out, pooled, logits, lse = output
+    ctx.save_for_backward(
+        x, values, queries, weight, out if weight is None else pooled, logits, lse
+    )
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx, grad, *_):
     if grad is None:
-        return (None,) * 6
+        return (None,) * 7
     if not ctx.save:
         raise RuntimeError("multi_query_pool was called without save, and kept nothing to go back")
-    needs = list(ctx.needs_input_grad[:3])
+    needs = list(ctx.needs_input_grad[:4])
     grads = _backward_operator(grad, *ctx.saved_tensors, ctx.scale, needs, ctx.impl)
     return *(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None
 
 
 _backward_operator = register_operator(
-    "multi_query_pool_backward(Tensor grad, Tensor x, Tensor? values, Tensor queries, Tensor out, "
-    "Tensor logits, Tensor lse, float scale, bool[3] needs, str impl) -> (Tensor, Tensor, Tensor)",
+    "multi_query_pool_backward(Tensor grad, Tensor x, Tensor? values, Tensor queries, "
+    "Tensor? weight, Tensor pooled, Tensor logits, Tensor lse, float scale, bool[4] needs, str impl"
+    ") -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
 )
 _operator = register_operator(
-    "multi_query_pool(Tensor x, Tensor? values, Tensor queries, float scale, bool save, str impl) "
-    "-> (Tensor, Tensor, Tensor)",
+    "multi_query_pool(Tensor x, Tensor? values, Tensor queries, Tensor? weight, float scale, "
+    "bool save, str impl) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _fake_forward,
     _differentiate,

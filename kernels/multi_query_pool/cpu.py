@@ -18,12 +18,14 @@ from .._blocks import (
 from .._jit import inline, jit
 from .._layouts import DTYPE_CODES, with_contiguous_rows
 from .._memory import empty
-from .._reductions import TILE, inner_products_tile
+from .._reductions import TILE
 from .._threads import parallel_for
 from .._vectors import F32, LANES, get, put
+from ._matrices import FLOAT, copy_tiles, find_rows, in_whole_tiles, inner_products, tiled
+from ._projection import project, project_gradient
 
-FLOAT = 0
-"""Code of float32 in ``DTYPE_CODES``, that of scratch memory."""
+__all__ = ["backward", "forward", "project", "project_gradient"]
+
 ONE = np.float32(1)
 BLOCK = 196608
 """Bytes of a block of tokens, which is read twice from the second-level cache."""
@@ -44,7 +46,7 @@ def forward(x, values, queries, scale, save):
     parts = max(min(-(-TASKS // max(batch, 1)), count // 8), 1)
     sizes = _sizes(tokens, dim, wide, count)
     depth, width, length, line = sizes[4:]
-    most = _whole_tiles(-(-count // parts))
+    most = in_whole_tiles(-(-count // parts))
     parallel_for(
         _forward_items,
         batch * parts,
@@ -77,7 +79,7 @@ def backward(grad, x, values, queries, out, logits, lse, scale, needs):
     dqueries = torch.zeros(splits, count, dim)
     sizes = _sizes(tokens, dim, wide, count)
     depth, width, length, line = sizes[4:]
-    rows = _whole_tiles(count) * (2 * depth + width + 2 * line + 1)
+    rows = in_whole_tiles(count) * (2 * depth + width + 2 * line + 1)
     parallel_for(
         _backward_items,
         splits,
@@ -127,70 +129,15 @@ def _sizes(tokens, dim, wide, count):
     depth, width = (-(-size // LANES) * LANES for size in (dim, wide))
     most = max(BLOCK // (max(depth, width) * F32) // TILE * TILE, LANES)
     blocks = -(-tokens // most)
-    length = min(_whole_tiles(-(-tokens // blocks)), most)
+    length = min(in_whole_tiles(-(-tokens // blocks)), most)
     return tokens, dim, wide, count, depth, width, length, -(-length // LANES) * LANES
-
-
-def _whole_tiles(count):
-    return -(-count // TILE) * TILE
-
-
-@inline
-def _tiled(count):
-    return (count + TILE - 1) // TILE * TILE
-
-
-@jit
-def _rows(layout, item, first, number, columns, target):
-    """Rows of floats, where they are or copied: their address, stride, and number in whole tiles.
-
-    Those that are not copied need not be whole tiles.
-    """
-    dtype, address, batch, row = layout
-    source = address + item * batch + first * row
-    if dtype == FLOAT and columns % LANES == 0 and number >= TILE:
-        return source, row, number
-    target_row = padded(columns) * F32
-    copy_in(dtype, source, row, number, columns, target, target_row)
-    clear(target + number * target_row, (_tiled(number) - number) * padded(columns))
-    return target, target_row, _tiled(number)
-
-
-@jit
-def _inner_products(rows, columns, depth, a, a_row, b, b_row, c, c_row):
-    """``C = A B^T`` of at least 4 rows each; the last tiles may overlap those before them.
-
-    Rows of B, which may come from main memory, are read once.
-    """
-    for j in range(0, columns, TILE):
-        left = min(j, columns - TILE)
-        for i in range(0, rows, TILE):
-            top = min(i, rows - TILE)
-            inner_products_tile(
-                depth // LANES,
-                a + top * a_row,
-                a_row,
-                b + left * b_row,
-                b_row,
-                c + top * c_row + left * F32,
-                c_row,
-            )
-
-
-@jit
-def _copy_tiles(layout, item, start, count, columns, target):
-    """Copies rows to floats in whole tiles."""
-    dtype, address, batch, row = layout
-    target_row = padded(columns) * F32
-    copy_in(dtype, address + item * batch + start * row, row, count, columns, target, target_row)
-    clear(target + count * target_row, (_tiled(count) - count) * padded(columns))
 
 
 @jit
 def _forward_items(begin, end, scratch, parts, sizes, x, values, queries, scale, out, logits, lse):
     tokens, dim, wide, count, depth, width, length, line = sizes
     row, pooled_row, line_row = depth * F32, width * F32, line * F32
-    most = _tiled((count + parts - 1) // parts)
+    most = tiled((count + parts - 1) // parts)
     q = scratch
     pooled = q + most * row
     p = pooled + most * pooled_row
@@ -202,15 +149,15 @@ def _forward_items(begin, end, scratch, parts, sizes, x, values, queries, scale,
         b, part = task // parts, task % parts
         start = count * part // parts
         some = count * (part + 1) // parts - start
-        _copy_tiles(queries, b, start, some, dim, q)
+        copy_tiles(queries, b, start, some, dim, q)
         scale_row(q, some * depth, scale)
         for i in range(some):
             put(largest + i * F32, np.float32(-np.inf))
             put(total + i * F32, np.float32(0))
         for first in range(0, tokens, length):
             number = min(length, tokens - first)
-            place, place_row, whole = _rows(x, b, first, number, dim, copies)
-            _inner_products(_tiled(some), whole, depth, q, row, place, place_row, p, line_row)
+            place, place_row, whole = find_rows(x, b, first, number, dim, copies)
+            inner_products(tiled(some), whole, depth, q, row, place, place_row, p, line_row)
             for i in range(some):
                 if logits > 0:
                     target = logits + ((b * count + start + i) * tokens + first) * F32
@@ -224,7 +171,7 @@ def _forward_items(begin, end, scratch, parts, sizes, x, values, queries, scale,
                     width if first > 0 else 0,
                 )
             if values[1] != x[1]:
-                place, place_row, _ = _rows(values, b, first, number, wide, value_copies)
+                place, place_row, _ = find_rows(values, b, first, number, wide, value_copies)
             multiply(
                 some,
                 width // LANES,
@@ -291,7 +238,7 @@ def _backward_items(
 ):
     tokens, dim, wide, count, depth, width, length, line = sizes
     row, value_row, line_row = depth * F32, width * F32, line * F32
-    high = _tiled(count)
+    high = tiled(count)
     q = scratch
     dq = q + high * row
     upstream = dq + high * row
@@ -306,19 +253,21 @@ def _backward_items(
     for task in range(begin, end):
         clear(dq, high * depth)
         for b in range(batch * task // splits, batch * (task + 1) // splits):
-            _copy_tiles(queries, b, 0, count, dim, q)
+            copy_tiles(queries, b, 0, count, dim, q)
             scale_row(q, count * depth, scale)
-            _copy_tiles(grad, b, 0, count, wide, upstream)
+            copy_tiles(grad, b, 0, count, wide, upstream)
             for i in range(count):
                 copy_in(out[0], out[1] + b * out[2] + i * out[3], 0, 1, wide, pooled, value_row)
                 put(deltas + i * F32, inner_product(upstream + i * value_row, pooled, width))
             for first in range(0, tokens, length):
                 number = min(length, tokens - first)
-                place, place_row, whole = _rows(x, b, first, number, dim, copies)
+                place, place_row, whole = find_rows(x, b, first, number, dim, copies)
                 source, source_row = place, place_row
                 if not shared:
-                    source, source_row, whole = _rows(values, b, first, number, wide, value_copies)
-                _inner_products(
+                    source, source_row, whole = find_rows(
+                        values, b, first, number, wide, value_copies
+                    )
+                inner_products(
                     high, whole, width, upstream, value_row, source, source_row, dp, line_row
                 )
                 for i in range(count):

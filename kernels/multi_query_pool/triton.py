@@ -11,6 +11,9 @@ import triton.language as tl
 
 from .._layouts import with_contiguous_rows
 from .._triton import dot, dot_precision, launch, load_rows, store_rows
+from .reference import project, project_gradient
+
+__all__ = ["backward", "forward", "project", "project_gradient"]
 
 LOG2E = tl.constexpr(1.4426950408889634)
 SPLITS = 16

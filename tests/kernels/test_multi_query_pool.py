@@ -41,6 +41,7 @@ CPU_GEOMETRIES = {
     "wide": Geometry(196, 768, 32, out=768),
     "many_tokens": Geometry(1500, 64, 4, batch=1),
     "many_queries": Geometry(20, 48, 130, batch=1),
+    "many_items": Geometry(5, 90, 1, batch=70, out=45),
 }
 
 
@@ -135,10 +136,10 @@ def test_is_as_exact_as_the_reference(impl, name, dtype):
 
 
 @pytest.mark.parametrize("impl", FUSED)
-@pytest.mark.parametrize("wanted", ["x", "queries", "values"])
+@pytest.mark.parametrize("wanted", ["x", "queries", "values", "value_weight", "value_bias"])
 def test_gradients_of_some(impl, wanted):
     """Only what is asked for is computed, and it does not depend on what else is."""
-    op, inputs = make(GEOMETRIES["own_values"])
+    op, inputs = make(GEOMETRIES["own_values_by_item"])
     whole = gradients(lambda **leaves: op(impl, **leaves), inputs)
     fixed = {name: x for name, x in inputs.items() if name != wanted}
     part = gradients(lambda **leaf: op(impl, **fixed, **leaf), {wanted: inputs[wanted]})
@@ -202,7 +203,8 @@ def test_large_offsets():
 def test_operators_are_registered_rightly(impl, save):
     for name in ("plain", "own_values_by_item"):
         _, inputs = make(GEOMETRIES[name])
-        tensors = [inputs["x"], inputs.get("values"), inputs["queries"]]
+        names = "x", "values", "queries", "value_weight"
+        tensors = [inputs.get(name) for name in names]
         if save:
             tensors = [x if x is None else x.requires_grad_() for x in tensors]
         opcheck(torch.ops.visattn.multi_query_pool.default, (*tensors, 0.3, save, impl))
