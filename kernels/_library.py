@@ -1,7 +1,9 @@
 """Registration of fused operators with torch, in one place and one way.
 
 Registered operators are opaque to ``torch.compile`` and ``torch.export``, which see their fake
-implementation instead; the public functions of each op's ``__init__`` call them.
+implementation instead; the public functions of each op's ``__init__`` call them. Where nothing is
+there to see them, calls do without torch's dispatcher: small maps are done in less time than it
+takes to go through it and back to Python.
 """
 
 from collections.abc import Callable
@@ -12,6 +14,8 @@ import torch
 __all__ = ["implementations", "register_operator"]
 
 NAMESPACE = "visattn"
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+"""Tensors that are no more than that."""
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 implementations: dict[str, Callable[..., Any]] = {}
@@ -36,7 +40,7 @@ def register_operator(
         setup_context: Saves what ``backward`` needs, as ``torch.library.register_autograd`` wants.
 
     Returns:
-        The operator.
+        The operator, as a function that goes through the dispatcher only where it must.
     """
     name = schema.partition("(")[0]
     qualified = f"{NAMESPACE}::{name}"
@@ -45,18 +49,33 @@ def register_operator(
     _library.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_library)
     operator = getattr(getattr(torch.ops, NAMESPACE), name).default
-    _register_autograd(operator, backward or _refuse(name), setup_context)
-    return operator
+
+    def below_autograd(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*args)
+
+    gradient = backward or _refuse(name), setup_context
+    _library.impl(name, _differentiable(name, below_autograd, *gradient), "Autograd")
+    direct = _differentiable(name, implementation, *gradient)
+
+    def call(*args: Any) -> Any:
+        # Asked first, for compilers know the answer and see no more of this.
+        if torch.compiler.is_compiling() or not _nothing_intercepts(args):
+            return operator(*args)
+        return direct(*args)
+
+    return call
 
 
-def _register_autograd(
-    operator: torch._ops.OpOverload,
+def _differentiable(
+    name: str,
+    run: Callable[..., Any],
     backward: Callable[..., Any],
     setup_context: Callable[..., None] | None,
-) -> None:
-    """What ``torch.library.register_autograd`` does, where all arguments are always given.
+) -> Callable[..., Any]:
+    """What ``torch.library.register_autograd`` makes of ``run``, with all arguments always given.
 
-    It looks for those that are not, which can take longer than the operator.
+    That looks for those that are not, which can take longer than the operator.
     """
 
     def forward(ctx: Any, *args: Any) -> Any:
@@ -65,10 +84,6 @@ def _register_autograd(
             setup_context(ctx, args, output)
         return output
 
-    def run(*args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator(*args)
-
     def differentiable(*args: Any) -> Any:
         if torch.is_grad_enabled() and any(
             isinstance(x, torch.Tensor) and x.requires_grad for x in args
@@ -76,10 +91,21 @@ def _register_autograd(
             return function.apply(*args)
         return run(*args)
 
-    name = operator.name().partition("::")[2]
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function = type(name, (torch.autograd.Function,), members)
-    _library.impl(name, differentiable, "Autograd")
+    return differentiable
+
+
+def _nothing_intercepts(args: tuple[Any, ...]) -> bool:
+    """Whether no mode, transform, trace, profiler or kind of tensor asks for the operator."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._get_tracing_state() is None
+        and not torch._C._autograd._profiler_enabled()
+        and all(type(x) in PLAIN for x in args if isinstance(x, torch.Tensor))
+    )
 
 
 def _refuse(name: str) -> Callable[..., Any]:

@@ -5,6 +5,8 @@ from functools import partial
 import pytest
 import torch
 from _checks import assert_as_exact_as_reference, assert_deterministic, gradients
+from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from visattn.kernels import (
@@ -184,3 +186,47 @@ def test_can_be_recomputed(name):
     )
     for key, value in again.items():
         assert torch.equal(value, wanted[key]), key
+
+
+class Record(TorchDispatchMode):
+    """Names of the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("watch", ["mode", "profiler"])
+def test_operators_are_seen_by_whoever_looks(watch):
+    """Calls that skip the dispatcher skip nobody."""
+    op, make = CASES["align"]
+    inputs = make()
+    wanted = gradients(partial(op, "cpu"), inputs)
+    if watch == "mode":
+        with Record() as record:
+            seen = gradients(partial(op, "cpu"), inputs)
+        names = record.names
+    else:
+        with profile() as record:
+            seen = gradients(partial(op, "cpu"), inputs)
+        names = {event.key for event in record.key_averages()}
+    assert {"visattn::roi_align", "visattn::roi_align_backward"} <= names
+    for name, value in seen.items():
+        torch.testing.assert_close(value, wanted[name], rtol=0, atol=0)
+
+
+def test_subclasses_of_tensors_are_asked():
+    seen = []
+
+    class Asked(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return super().__torch_function__(func, types, args, kwargs)
+
+    align("cpu", torch.randn(2, 3, 12, 14).as_subclass(Asked), output_size=3)
+    assert any("visattn.roi_align" in name for name in seen)
