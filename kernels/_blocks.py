@@ -28,7 +28,9 @@ from ._vectors import (
 
 __all__ = [
     "add",
+    "are_whole_floats",
     "clear",
+    "copy_floats",
     "copy_in",
     "copy_in_transposed",
     "copy_out",
@@ -110,9 +112,26 @@ def write(dtype, address, value, count):
         store_as(2, address, value, count)
 
 
+@inline
+def copy_floats(source, source_row, rows, columns, target, target_row):
+    """Copies rows of floats, whole vectors of them."""
+    for i in range(rows):
+        for j in range(0, columns, LANES):
+            store(target + i * target_row + 4 * j, load(source + i * source_row + 4 * j))
+
+
+@inline
+def are_whole_floats(dtype, columns):
+    """Whether rows of a dtype are what ``copy_floats`` copies."""
+    return dtype == 0 and columns % LANES == 0
+
+
 @jit
 def copy_in(dtype, source, source_row, rows, columns, target, target_row):
     """Copies ``rows`` x ``columns`` elements to floats; rows are filled up with zeros to 16s."""
+    if are_whole_floats(dtype, columns):
+        copy_floats(source, source_row, rows, columns, target, target_row)
+        return
     size = 4 if dtype == 0 else 2
     for i in range(rows):
         for j in range(0, columns, LANES):
@@ -123,6 +142,9 @@ def copy_in(dtype, source, source_row, rows, columns, target, target_row):
 @jit
 def copy_out(dtype, source, source_row, rows, columns, target, target_row):
     """Copies ``rows`` x ``columns`` floats to elements."""
+    if are_whole_floats(dtype, columns):
+        copy_floats(source, source_row, rows, columns, target, target_row)
+        return
     size = 4 if dtype == 0 else 2
     for i in range(rows):
         for j in range(0, columns, LANES):

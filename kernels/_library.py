@@ -28,6 +28,7 @@ def register_operator(
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
+    direct: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Registers ``visattn::<schema>`` for all devices.
 
@@ -38,6 +39,8 @@ def register_operator(
         backward: Gradient, as ``torch.library.register_autograd`` wants, itself made of operators.
             Without one, differentiating raises: a gradient's own gradient needs the reference.
         setup_context: Saves what ``backward`` needs, as ``torch.library.register_autograd`` wants.
+        direct: What runs instead of ``implementation`` where nothing looks on, and results may
+            have other strides than ``fake`` says, or share memory.
 
     Returns:
         The operator, as a function that goes through the dispatcher only where it must.
@@ -56,13 +59,13 @@ def register_operator(
 
     gradient = backward or _refuse(name), setup_context
     _library.impl(name, _differentiable(name, below_autograd, *gradient), "Autograd")
-    direct = _differentiable(name, implementation, *gradient)
+    directly = _differentiable(name, direct or implementation, *gradient)
 
     def call(*args: Any) -> Any:
         # Asked first, for compilers know the answer and see no more of this.
         if torch.compiler.is_compiling() or not _nothing_intercepts(args):
             return operator(*args)
-        return direct(*args)
+        return directly(*args)
 
     return call
 

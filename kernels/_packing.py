@@ -7,14 +7,15 @@ import torch
 from ._memory import empty
 from .dispatch import is_transformed
 
-__all__ = ["unpack"]
+__all__ = ["empty_each", "empty_parts", "unpack"]
 
 
 def unpack(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
     """``x.unbind(dim)``, of which the gradient on the CPU is put together in memory that is reused.
 
     What a projection gives for queries, keys and values is the largest tensor of most attention
-    layers, and so is its gradient.
+    layers, and so is its gradient. Gradients that are in their places already, as those from
+    ``empty_parts``, are not copied.
 
     Args:
         x: Packed tensor, such as (B, N, 3, C).
@@ -34,7 +35,7 @@ def unpack(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
 class _Unpack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
-        ctx.dim, ctx.shape = dim, x.shape
+        ctx.dim, ctx.shape, ctx.is_leaf = dim, x.shape, x.is_leaf
         ctx.set_materialize_grads(False)
         return x.unbind(dim)
 
@@ -43,8 +44,72 @@ class _Unpack(torch.autograd.Function):
         given = [grad for grad in grads if grad is not None]
         if not given:
             return None, None
+        packed = _whole(grads, ctx.dim, ctx.shape)
+        if packed is not None:
+            # Accumulated in place it would change the parts: what is held here is copied first.
+            ctx.held = packed if ctx.is_leaf else None
+            return packed, None
         packed = empty(*ctx.shape, dtype=given[0].dtype)
         for i, grad in enumerate(grads):
             part = packed.select(ctx.dim, i)
             part.zero_() if grad is None else part.copy_(grad)
         return packed, None
+
+
+def empty_each(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Contiguous memory for the gradients of tensors on the CPU."""
+    return tuple(empty(*x.shape, dtype=x.dtype) for x in tensors)
+
+
+def empty_parts(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Memory for their gradients: parts of one tensor where they are the parts of one.
+
+    Others get memory as from ``empty_each``.
+    """
+    step = _step(tensors)
+    first = tensors[0]
+    if step is None or not _is_dense((*first.shape, len(tensors)), (*first.stride(), step)):
+        return empty_each(*tensors)
+    packed = empty(len(tensors) * first.numel(), dtype=first.dtype)
+    return tuple(
+        packed.as_strided(first.shape, first.stride(), i * step) for i in range(len(tensors))
+    )
+
+
+def _step(tensors: tuple[torch.Tensor, ...]) -> int | None:
+    """Elements from each of the tensors to the next, where they are alike and in one storage."""
+    first, *others = tensors
+    storage, start = first.untyped_storage().data_ptr(), first.storage_offset()
+    step = others[0].storage_offset() - start
+    for i, x in enumerate(others, 1):
+        alike = x.shape == first.shape and x.stride() == first.stride() and x.dtype == first.dtype
+        if not alike or x.untyped_storage().data_ptr() != storage:
+            return None
+        if x.storage_offset() - start != i * step:
+            return None
+    return step
+
+
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether a tensor fills its memory without gaps or overlaps."""
+    expected = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return expected > 0
+
+
+def _whole(
+    parts: tuple[torch.Tensor | None, ...], dim: int, shape: torch.Size
+) -> torch.Tensor | None:
+    """The contiguous tensor that parts along a dimension are those of, if there is one."""
+    if torch.is_grad_enabled() or any(type(part) is not torch.Tensor for part in parts):
+        return None
+    first = parts[0]
+    strides = torch.empty(shape, device="meta").stride()
+    dim %= len(shape)
+    own = strides[:dim] + strides[dim + 1 :]
+    if first.stride() != own or _step(parts) != strides[dim]:
+        return None
+    return first.as_strided(shape, strides, first.storage_offset())

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .._library import register_operator
+from .._packing import empty_parts
 from ..dispatch import cast_for_autocast, choose, cpu_can_run, triton_can_run
 from . import natten, reference
 
@@ -209,6 +210,13 @@ def _backward(
     )
 
 
+def _backward_directly(*args):
+    """``_backward`` with gradients of parts of one tensor as parts of one, which no fake tells."""
+    *args, impl = args
+    options = {"allocate": empty_parts} if impl == "cpu" else {}
+    return _implementation(impl).backward(*args, **options)
+
+
 def _fake_backward(
     grad, q, k, v, rpb, extra_k, extra_v, out, lse, kernel, dilation, stride, causal, scale, impl
 ):
@@ -240,6 +248,7 @@ _backward_operator = register_operator(
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
+    direct=_backward_directly,
 )
 _operator = register_operator(
     "neighborhood_attention(Tensor q, Tensor k, Tensor v, Tensor? rpb, Tensor? extra_k, "

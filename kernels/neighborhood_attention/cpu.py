@@ -7,6 +7,7 @@ import torch
 
 from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
+from .._packing import empty_each
 from .._threads import CHUNKS_PER_THREAD, parallel_for
 from . import _dense, _plan, _slide
 from ._maps import Geometry, Tensor
@@ -48,11 +49,28 @@ def forward(q, k, v, rpb, extra_k, extra_v, kernel, dilation, stride, causal, sc
 
 
 def backward(
-    grad, q, k, v, rpb, extra_k, extra_v, out, lse, kernel, dilation, stride, causal, scale
+    grad,
+    q,
+    k,
+    v,
+    rpb,
+    extra_k,
+    extra_v,
+    out,
+    lse,
+    kernel,
+    dilation,
+    stride,
+    causal,
+    scale,
+    allocate=empty_each,
 ):
-    """Gradients of q, k, v, rpb, extra_k and extra_v; empty for those that are None."""
+    """Gradients of q, k, v, rpb, extra_k and extra_v; empty for those that are None.
+
+    Those of q, k and v are in what ``allocate`` makes for them.
+    """
     grad, q, k, v, extra_k, extra_v = with_contiguous_rows(grad, q, k, v, extra_k, extra_v)
-    dq, dk, dv = (empty(*x.shape, dtype=x.dtype) for x in (q, k, v))
+    dq, dk, dv = allocate(q, k, v)
     none = q.new_empty(0)
     if q.numel() == 0:
         rest = (none if x is None else torch.zeros_like(x) for x in (rpb, extra_k, extra_v))

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from .._library import register_operator
+from .._packing import empty_parts
 from ..dispatch import cast_for_autocast, choose, cpu_can_run, triton_can_run
 from . import reference
 
@@ -128,6 +129,13 @@ def _backward(grad, q, k, v, bias, out, lse, window, shift, scale, impl):
     return _implementation(impl).backward(grad, q, k, v, bias, out, lse, window, shift, scale)
 
 
+def _backward_directly(*args):
+    """``_backward`` with gradients of parts of one tensor as parts of one, which no fake tells."""
+    *args, impl = args
+    options = {"allocate": empty_parts} if impl == "cpu" else {}
+    return _implementation(impl).backward(*args, **options)
+
+
 def _fake_backward(grad, q, k, v, bias, out, lse, window, shift, scale, impl):
     grads = tuple(x.new_empty(x.shape) for x in (q, k, v))
     return (*grads, q.new_empty(0) if bias is None else bias.new_empty(bias.shape))
@@ -154,6 +162,7 @@ _backward_operator = register_operator(
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
+    direct=_backward_directly,
 )
 _operator = register_operator(
     "window_attention(Tensor q, Tensor k, Tensor v, Tensor? bias, int[] window, int[] shift, "

@@ -1,11 +1,15 @@
-"""Window attention on the CPU: one window of one head at a time, in the first-level cache."""
+"""Window attention on the CPU: a window of a few heads at a time is copied in, and then each head
+worked on in the first-level cache.
+"""
 
 import numpy as np
 import torch
 
 from .._blocks import (
     add,
+    are_whole_floats,
     clear,
+    copy_floats,
     copy_in,
     copy_in_transposed,
     copy_out,
@@ -22,8 +26,9 @@ from .._blocks import (
 from .._jit import inline, jit
 from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
+from .._packing import empty_each
 from .._threads import parallel_for
-from .._vectors import LANES, broadcast, get, keep, load, prefetch, put, store
+from .._vectors import F32, LANES, broadcast, get, load, prefetch, put, store
 
 ONE = np.float32(1)
 BEYOND = -2
@@ -32,6 +37,12 @@ GROUPS = 8
 """Most partial sums of a head's bias gradient."""
 TASKS = 64
 """Partial sums that are enough over all heads, whatever the threads, for equal results."""
+HEADS = 4
+"""Most heads that are copied at once."""
+BLOCK = 2**18
+"""Most bytes of what is copied at once, unless one head alone is more."""
+TASKS_PER_THREAD = 4
+"""Pieces of work to have at least, where heads can be shared out."""
 
 
 def forward(q, k, v, bias, window, shift, scale):
@@ -40,10 +51,14 @@ def forward(q, k, v, bias, window, shift, scale):
     batch, height, width, heads, _ = q.shape
     out = empty(*v.shape, dtype=v.dtype)
     lse = torch.empty(batch, heads, height, width)
+    windows = batch * _windows(q, window)
+    blocks = _head_blocks(q, window, windows)
+    copied, transposed, logits, masks = _sizes(q, window, blocks)
     parallel_for(
         _forward_windows,
-        batch * _windows(q, window) * heads,
+        windows * blocks,
         _geometry(q, window, shift),
+        blocks,
         np.float32(scale),
         _layout(q),
         _layout(k),
@@ -51,24 +66,31 @@ def forward(q, k, v, bias, window, shift, scale):
         _bias_layout(bias),
         _layout(out),
         lse.data_ptr(),
+        scratch=3 * copied + transposed + logits + masks,
     )
     return out, lse
 
 
-def backward(grad, q, k, v, bias, out, lse, window, shift, scale):
-    """Gradients of q, k, v and bias, the last one empty where there is no bias."""
+def backward(grad, q, k, v, bias, out, lse, window, shift, scale, allocate=empty_each):
+    """Gradients of q, k, v and bias, the last one empty where there is no bias.
+
+    Those of q, k and v are in what ``allocate`` makes for them.
+    """
     grad, q, k, v, bias = with_contiguous_rows(grad, q, k, v, bias)
     batch, _, _, heads, _ = q.shape
-    dq, dk, dv = (empty(*x.shape, dtype=x.dtype) for x in (q, k, v))
+    dq, dk, dv = allocate(q, k, v)
     area = window[0] * window[1]
     windows = batch * _windows(q, window)
     groups = windows if bias is None else min(windows, GROUPS, max(TASKS // max(heads, 1), 1))
+    blocks = _head_blocks(q, window, groups)
+    copied, transposed, logits, masks = _sizes(q, window, blocks)
     sums = torch.empty(groups if bias is not None else 0, heads, area, -(-area // LANES) * LANES)
     parallel_for(
         _backward_windows,
-        groups * heads,
+        groups * blocks,
         groups,
         _geometry(q, window, shift),
+        blocks,
         np.float32(scale),
         _layout(q),
         _layout(k),
@@ -80,6 +102,7 @@ def backward(grad, q, k, v, bias, out, lse, window, shift, scale):
         _layout(dk),
         _layout(dv),
         sums.data_ptr(),
+        scratch=4 * copied + transposed + 2 * logits + masks,
     )
     if bias is None:
         return dq, dk, dv, q.new_empty(0)
@@ -102,6 +125,23 @@ def backward(grad, q, k, v, bias, out, lse, window, shift, scale):
 
 def _windows(q, window):
     return -(-q.shape[1] // window[0]) * -(-q.shape[2] // window[1])
+
+
+def _head_blocks(q, window, others):
+    """How many parts heads are worked on in, where work is shared out among others as well."""
+    heads = q.shape[3]
+    most = max(min(HEADS, BLOCK // (4 * _sizes(q, window, heads)[0])), 1)
+    shares = -(-TASKS_PER_THREAD * torch.get_num_threads() // max(others, 1))
+    return max(-(-heads // most), min(heads, shares), 1)
+
+
+def _sizes(q, window, blocks):
+    """Bytes of the tokens of a block's heads, transposed tokens, logits, and what masks them."""
+    heads, dim = q.shape[3:]
+    tokens = window[0] * window[1]
+    wide, deep = (-(-size // LANES) * LANES for size in (tokens, dim))
+    copied = -(-heads // blocks) * tokens * deep
+    return tuple(F32 * size for size in (copied, deep * wide, tokens * wide, 5 * wide))
 
 
 def _geometry(q, window, shift):
@@ -143,32 +183,31 @@ def _plan(window, geometry, origins):
     return batch, top + rows > height or left + columns > width
 
 
-@inline
-def _run(origins, j, end):
-    """How many columns from ``j`` on lie side by side on the map."""
-    run = 1
-    while j + run < end and origins[j + run] == origins[j] + run:
-        run += 1
-    return run
-
-
 @jit
-def _gather(layout, batch, head, origins, geometry, target, target_row):
-    """Copies the tokens (tokens, dim) of a window to floats; padding is zeros."""
+def _gather(layout, batch, heads, origins, geometry, target, target_row):
+    """Copies the tokens of a window to floats (heads, tokens, dim); padding is zeros.
+
+    Heads, of which the first and how many are given, lie side by side on the map: what the
+    hardware fetches with one of a token is needed for the next.
+    """
     dtype, address, by_batch, by_row, by_column, by_head = layout
     _, _, _, _, dim, rows, columns, _, _ = geometry
+    head, count = heads
+    size, whole = rows * columns * target_row, are_whole_floats(dtype, dim)
     address += batch * by_batch + head * by_head
     for i in range(rows):
-        y, j = origins[i], 0
-        while j < columns:
-            x, run = origins[rows + j], _run(origins, rows + j, rows + columns)
+        for j in range(columns):
+            y, x = origins[i], origins[rows + j]
             place = target + (i * columns + j) * target_row
             if y < 0 or x < 0:
-                clear(place, run * target_row // 4)
+                for h in range(count):
+                    clear(place + h * size, target_row // 4)
             else:
                 source = address + y * by_row + x * by_column
-                copy_in(dtype, source, by_column, run, dim, place, target_row)
-            j += run
+                if whole:
+                    copy_floats(source, by_head, count, dim, place, size)
+                else:
+                    copy_in(dtype, source, by_head, count, dim, place, size)
 
 
 @jit
@@ -186,20 +225,23 @@ def _prefetch(layout, batch, head, origins, geometry):
 
 
 @jit
-def _scatter(layout, batch, head, origins, geometry, source, source_row):
-    """Copies floats (tokens, dim) to the tokens of a window; padding is dropped."""
+def _scatter(layout, batch, heads, origins, geometry, source, source_row):
+    """Copies floats (heads, tokens, dim) to the tokens of a window; padding is dropped."""
     dtype, address, by_batch, by_row, by_column, by_head = layout
     _, _, _, _, dim, rows, columns, _, _ = geometry
+    head, count = heads
+    size, whole = rows * columns * source_row, are_whole_floats(dtype, dim)
     address += batch * by_batch + head * by_head
     for i in range(rows):
-        y, j = origins[i], 0
-        while j < columns:
-            x, run = origins[rows + j], _run(origins, rows + j, rows + columns)
+        for j in range(columns):
+            y, x = origins[i], origins[rows + j]
             if y >= 0 and x >= 0:
                 place = address + y * by_row + x * by_column
                 token = source + (i * columns + j) * source_row
-                copy_out(dtype, token, source_row, run, dim, place, by_column)
-            j += run
+                if whole:
+                    copy_floats(token, size, count, dim, place, by_head)
+                else:
+                    copy_out(dtype, token, size, count, dim, place, by_head)
 
 
 @inline
@@ -246,118 +288,173 @@ def _logits(q, k, scale, bias, head, origins, geometry, mixed, penalties, s, row
                 add(penalties + region * row, row, 1, row // 4, place, row)
 
 
+@inline
+def _heads_of(block, blocks, heads):
+    """First and number of a block's heads."""
+    first = heads * block // blocks
+    return first, heads * (block + 1) // blocks - first
+
+
 @jit
-def _forward_windows(begin, end, geometry, scale, q, k, v, bias, out, lse):
+def _forward_windows(begin, end, scratch, geometry, blocks, scale, q, k, v, bias, out, lse):
     _, height, width, heads, dim, rows, columns, _, _ = geometry
     tokens = rows * columns
     wide, deep = padded(tokens), padded(dim)
-    scratch = np.empty(3 * tokens * deep + deep * wide + (tokens + 5) * wide, np.float32)
     origins, later = np.empty(rows + columns, np.int64), np.empty(rows + columns, np.int64)
-    at_q = scratch.ctypes.data
-    at_k = at_q + 4 * tokens * deep
-    at_v = at_k + 4 * tokens * deep
-    at_kt = at_v + 4 * tokens * deep
+    size = 4 * tokens * deep
+    at_q = scratch
+    at_k = at_q + (heads + blocks - 1) // blocks * size
+    at_v = at_k + (heads + blocks - 1) // blocks * size
+    at_kt = at_v + (heads + blocks - 1) // blocks * size
     at_s = at_kt + 4 * deep * wide
     penalties = at_s + 4 * tokens * wide
     row, s_row = 4 * deep, 4 * wide
     batch, mixed, planned = 0, False, -1
     for task in range(begin, end):
-        window, head = divmod(task, heads)
+        window, block = divmod(task, blocks)
         if window != planned:
             batch, mixed = _plan(window, geometry, origins)
             if mixed:
                 _penalties(origins, geometry, penalties, s_row)
             planned = window
-        next_window, next_head = divmod(min(task + 1, end - 1), heads)
+        some = _heads_of(block, blocks, heads)
+        next_window, next_block = divmod(min(task + 1, end - 1), blocks)
         next_batch, _ = _plan(next_window, geometry, later)
-        _gather(q, batch, head, origins, geometry, at_q, row)
-        _gather(k, batch, head, origins, geometry, at_k, row)
-        _prefetch(q, next_batch, next_head, later, geometry)
-        copy_in_transposed(0, at_k, row, tokens, dim, at_kt, s_row)
-        _prefetch(k, next_batch, next_head, later, geometry)
-        _logits(at_q, at_kt, scale, bias, head, origins, geometry, mixed, penalties, at_s, s_row)
-        for i in range(rows):
-            for j in range(columns):
-                place = at_s + (i * columns + j) * s_row
-                largest, total = softmax(place, tokens)
-                scale_row(place, wide, ONE / total)
-                y, x = origins[i], origins[rows + j]
-                if y >= 0 and x >= 0:
-                    at = ((batch * heads + head) * height + y) * width + x
-                    put(lse + 4 * at, largest + np.log(total))
-        _gather(v, batch, head, origins, geometry, at_v, row)
-        _prefetch(v, next_batch, next_head, later, geometry)
-        multiply(tokens, deep // LANES, tokens, at_s, s_row, 4, at_v, row, at_q, row, ONE, False)
-        _scatter(out, batch, head, origins, geometry, at_q, row)
-    keep(scratch)
+        next_first, next_count = _heads_of(next_block, blocks, heads)
+        _gather(q, batch, some, origins, geometry, at_q, row)
+        _gather(k, batch, some, origins, geometry, at_k, row)
+        _gather(v, batch, some, origins, geometry, at_v, row)
+        for h in range(some[1]):
+            head, own_q = some[0] + h, at_q + h * size
+            next_head = next_first + min(h, next_count - 1)
+            copy_in_transposed(0, at_k + h * size, row, tokens, dim, at_kt, s_row)
+            _prefetch(q, next_batch, next_head, later, geometry)
+            _logits(
+                own_q, at_kt, scale, bias, head, origins, geometry, mixed, penalties, at_s, s_row
+            )
+            _prefetch(k, next_batch, next_head, later, geometry)
+            for i in range(rows):
+                for j in range(columns):
+                    place = at_s + (i * columns + j) * s_row
+                    largest, total = softmax(place, tokens)
+                    scale_row(place, wide, ONE / total)
+                    y, x = origins[i], origins[rows + j]
+                    if y >= 0 and x >= 0:
+                        at = ((batch * heads + head) * height + y) * width + x
+                        put(lse + 4 * at, largest + np.log(total))
+            _prefetch(v, next_batch, next_head, later, geometry)
+            own_v = at_v + h * size
+            multiply(
+                tokens, deep // LANES, tokens, at_s, s_row, 4, own_v, row, own_q, row, ONE, False
+            )
+        _scatter(out, batch, some, origins, geometry, at_q, row)
 
 
 @jit
 def _backward_windows(
-    begin, end, groups, geometry, scale, q, k, v, bias, lse, grad, dq, dk, dv, sums
+    begin,
+    end,
+    scratch,
+    groups,
+    geometry,
+    blocks,
+    scale,
+    q,
+    k,
+    v,
+    bias,
+    lse,
+    grad,
+    dq,
+    dk,
+    dv,
+    sums,
 ):
     batches, height, width, heads, dim, rows, columns, _, _ = geometry
     tokens = rows * columns
     wide, deep = padded(tokens), padded(dim)
-    scratch = np.empty(6 * tokens * deep + deep * wide + (2 * tokens + 5) * wide, np.float32)
     origins, later = np.empty(rows + columns, np.int64), np.empty(rows + columns, np.int64)
     size = 4 * tokens * deep
-    at_q = scratch.ctypes.data
-    at_k, at_v, at_grad, at_x = at_q + size, at_q + 2 * size, at_q + 3 * size, at_q + 4 * size
-    at_t = at_q + 5 * size
+    all_heads = (heads + blocks - 1) // blocks * size
+    at_q = scratch
+    at_k, at_v, at_grad = at_q + all_heads, at_q + 2 * all_heads, at_q + 3 * all_heads
+    at_t = at_q + 4 * all_heads
     at_p = at_t + 4 * deep * wide
     at_s = at_p + 4 * tokens * wide
     penalties = at_s + 4 * tokens * wide
     row, s_row, vectors = 4 * deep, 4 * wide, deep // LANES
     windows = batches * ((height + rows - 1) // rows) * ((width + columns - 1) // columns)
     for task in range(begin, end):
-        group, head = divmod(task, heads)
-        total = sums + task * tokens * s_row
+        group, block = divmod(task, blocks)
+        some = _heads_of(block, blocks, heads)
         first, last = group * windows // groups, (group + 1) * windows // groups - 1
         for window in range(first, last + 1):
             batch, mixed = _plan(window, geometry, origins)
             next_batch, _ = _plan(min(window + 1, last), geometry, later)
             if mixed:
                 _penalties(origins, geometry, penalties, s_row)
-            _gather(q, batch, head, origins, geometry, at_q, row)
-            _gather(k, batch, head, origins, geometry, at_k, row)
-            _gather(v, batch, head, origins, geometry, at_v, row)
-            _gather(grad, batch, head, origins, geometry, at_grad, row)
+            _gather(q, batch, some, origins, geometry, at_q, row)
+            _gather(k, batch, some, origins, geometry, at_k, row)
+            _gather(v, batch, some, origins, geometry, at_v, row)
+            _gather(grad, batch, some, origins, geometry, at_grad, row)
+            for h in range(some[1]):
+                head, shift = some[0] + h, h * size
+                own_q, own_k, own_v = at_q + shift, at_k + shift, at_v + shift
+                own_grad = at_grad + shift
+                copy_in_transposed(0, own_k, row, tokens, dim, at_t, s_row)
+                _prefetch(q, next_batch, head, later, geometry)
+                _logits(
+                    own_q, at_t, scale, bias, head, origins, geometry, mixed, penalties, at_p, s_row
+                )
+                _prefetch(k, next_batch, head, later, geometry)
+                copy_in_transposed(0, own_v, row, tokens, dim, at_t, s_row)
+                multiply(
+                    tokens,
+                    wide // LANES,
+                    dim,
+                    own_grad,
+                    row,
+                    4,
+                    at_t,
+                    s_row,
+                    at_s,
+                    s_row,
+                    ONE,
+                    False,
+                )
+                for i in range(rows):
+                    for j in range(columns):
+                        p, ds = at_p + (i * columns + j) * s_row, at_s + (i * columns + j) * s_row
+                        y, x = origins[i], origins[rows + j]
+                        if y < 0 or x < 0:
+                            clear(p, wide)
+                            clear(ds, wide)
+                            continue
+                        at = ((batch * heads + head) * height + y) * width + x
+                        exponentials(p, tokens, get(lse + 4 * at))
+                        softmax_gradient(p, ds, wide, inner_product(p, ds, wide))
+                if bias[1] != 0:
+                    total = sums + (group * heads + head) * tokens * s_row
+                    if window == first:
+                        copy_in(0, at_s, s_row, tokens, wide, total, s_row)
+                    else:
+                        add(at_s, s_row, tokens, wide, total, s_row)
 
-            copy_in_transposed(0, at_k, row, tokens, dim, at_t, s_row)
-            _prefetch(q, next_batch, head, later, geometry)
-            _logits(at_q, at_t, scale, bias, head, origins, geometry, mixed, penalties, at_p, s_row)
-            _prefetch(k, next_batch, head, later, geometry)
-            copy_in_transposed(0, at_v, row, tokens, dim, at_t, s_row)
-            multiply(
-                tokens, wide // LANES, dim, at_grad, row, 4, at_t, s_row, at_s, s_row, ONE, False
-            )
-            for i in range(rows):
-                for j in range(columns):
-                    p, ds = at_p + (i * columns + j) * s_row, at_s + (i * columns + j) * s_row
-                    y, x = origins[i], origins[rows + j]
-                    if y < 0 or x < 0:
-                        clear(p, wide)
-                        clear(ds, wide)
-                        continue
-                    at = ((batch * heads + head) * height + y) * width + x
-                    exponentials(p, tokens, get(lse + 4 * at))
-                    softmax_gradient(p, ds, wide, inner_product(p, ds, wide))
-            if bias[1] != 0:
-                if window == first:
-                    copy_in(0, at_s, s_row, tokens, wide, total, s_row)
-                else:
-                    add(at_s, s_row, tokens, wide, total, s_row)
-
-            _prefetch(v, next_batch, head, later, geometry)
-            multiply(tokens, vectors, tokens, at_p, 4, s_row, at_grad, row, at_x, row, ONE, False)
-            _prefetch(grad, next_batch, head, later, geometry)
-            _scatter(dv, batch, head, origins, geometry, at_x, row)
-            multiply(tokens, vectors, tokens, at_s, s_row, 4, at_k, row, at_x, row, scale, False)
-            _scatter(dq, batch, head, origins, geometry, at_x, row)
-            multiply(tokens, vectors, tokens, at_s, 4, s_row, at_q, row, at_x, row, scale, False)
-            _scatter(dk, batch, head, origins, geometry, at_x, row)
-    keep(scratch)
+                # Gradients take the places of what is not needed any more.
+                _prefetch(v, next_batch, head, later, geometry)
+                multiply(
+                    tokens, vectors, tokens, at_p, 4, s_row, own_grad, row, own_v, row, ONE, False
+                )
+                _prefetch(grad, next_batch, head, later, geometry)
+                multiply(
+                    tokens, vectors, tokens, at_s, 4, s_row, own_q, row, own_grad, row, scale, False
+                )
+                multiply(
+                    tokens, vectors, tokens, at_s, s_row, 4, own_k, row, own_q, row, scale, False
+                )
+            _scatter(dv, batch, some, origins, geometry, at_v, row)
+            _scatter(dk, batch, some, origins, geometry, at_grad, row)
+            _scatter(dq, batch, some, origins, geometry, at_q, row)
 
 
 @jit

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from visattn.kernels import unpack
+from visattn.kernels import neighborhood_attention, unpack, window_attention
+from visattn.kernels._packing import empty_parts
+
+LAYERS = {
+    "window": lambda q, k, v, impl: window_attention(q, k, v, 4, impl=impl),
+    "neighborhood": lambda q, k, v, impl: neighborhood_attention(q, k, v, 3, impl=impl),
+}
 
 
 @pytest.mark.parametrize("unused", [None, 0, 1, 2])
@@ -47,3 +53,50 @@ def test_transforms_and_compilation_go_through():
     leaf = x.clone().requires_grad_()
     compiled(leaf).backward()
     torch.testing.assert_close(leaf.grad, wanted)
+
+
+@pytest.mark.parametrize("dim", [0, 3, -1])
+def test_memory_for_the_gradients_of_parts_is_that_of_parts(dim):
+    q, k, v = torch.randn(3, 5, 4, 3, 3).unbind(dim)
+    parts = empty_parts(q, k, v)
+    (storage,) = {part.untyped_storage().data_ptr() for part in parts}
+    for part, x in zip(parts, (q, k, v), strict=True):
+        assert part.stride() == x.stride()
+        assert part.data_ptr() - storage == x.data_ptr() - q.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.clone().unbind(0)[:2] + x.unbind(0)[2:],
+        lambda x: x[:, 1:].unbind(0),
+        lambda x: x.unbind(0)[::-1],
+        lambda x: (x[0], x[1], x[0]),
+        lambda x: (x[0], x[0], x[0]),
+        lambda x: (x[0], x[1], x[2].mT),
+    ],
+    ids=["two_tensors", "slices", "backwards", "again", "the_same", "other_strides"],
+)
+def test_memory_for_the_gradients_of_others_is_their_own(make):
+    tensors = make(torch.randn(3, 4, 4))
+    results = empty_parts(*tensors)
+    assert len({x.untyped_storage().data_ptr() for x in results}) == 3
+    for x, y in zip(results, tensors, strict=True):
+        assert x.is_contiguous() and x.shape == y.shape
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_gradients_that_need_no_copy(layer):
+    """Those of a layer that has written them as parts of one tensor, which none then changes."""
+    x = torch.randn(2, 8, 8, 3, 2, 16, requires_grad=True)
+    (wanted,) = torch.autograd.grad(LAYERS[layer](*x.unbind(3), impl="reference").sin().sum(), x)
+    q, k, v = unpack(x, 3)
+    q.retain_grad()
+    out = LAYERS[layer](q, k, v, impl="cpu")
+    for times in (1, 2):
+        out.sin().sum().backward(retain_graph=True)
+        torch.testing.assert_close(x.grad, times * wanted)
+    kept = q.grad.clone()
+    x.grad.zero_()
+    assert torch.equal(q.grad, kept)
+    torch.testing.assert_close(kept, 2 * wanted[:, :, :, 0])
