@@ -29,16 +29,24 @@ MOST = 64
 
 
 def _for_each_width(builder, columns, emit):
-    """Emits code for 1 to 4 vectors; ``emit`` takes the number of floats of each."""
-    vectors = builder.sdiv(builder.add(columns, llvm.number(LANES - 1)), llvm.number(LANES))
+    """Emits code for 1 to 4 vectors; ``emit`` takes the number of floats of each.
+
+    Four whole ones have code of their own, without masks: most of a wide map is made of them.
+    """
+    whole = llvm.number(LANES)
+    vectors = builder.sdiv(builder.add(columns, llvm.number(LANES - 1)), whole)
     end = builder.append_basic_block("end")
     switch = builder.switch(vectors, end)
     for number in range(1, MOST // LANES + 1):
         block = builder.append_basic_block(f"vectors{number}")
         switch.add_case(llvm.number(number), block)
         builder.position_at_end(block)
+        if number == MOST // LANES:
+            with builder.if_then(builder.icmp_signed("==", columns, llvm.number(MOST))):
+                emit([whole] * number)
+                builder.branch(end)
         last = builder.sub(columns, llvm.number(LANES * (number - 1)))
-        emit([llvm.number(LANES)] * (number - 1) + [last])
+        emit([whole] * (number - 1) + [last])
         builder.branch(end)
     builder.position_at_end(end)
 
