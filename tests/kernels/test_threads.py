@@ -151,7 +151,7 @@ from visattn.kernels._launch import launcher
 x = torch.randn(1, 8, 8, 2, 16)
 window_attention(x, x, x, 4, impl="cpu")
 from visattn.kernels.window_attention import cpu
-stats = launcher(cpu._forward_windows, False).stats
+stats = launcher(cpu._forward_windows, True).stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
 
