@@ -73,7 +73,7 @@ def project_gradient(
         layout(weight, 1),
         layout(dpooled, 2) if need_pooled else (FLOAT, 0, 0, 0),
         layout(dweight, 1) if need_weight else (FLOAT, 0, 0),
-        scratch=2 * (batch + own) * line + batch * (-(-own // LANES) * LANES) * F32,
+        scratch=2 * max(batch, own) * line + batch * (-(-own // LANES) * LANES) * F32,
     )
     return dpooled, dweight
 
@@ -126,53 +126,34 @@ def _project_gradient_queries(
 ):
     batch, count, wide, own, line = sizes
     vectors, grad_line = (wide + LANES - 1) // LANES, padded(own) * F32
-    items = scratch
-    item_results = items + batch * line
-    rows = item_results + batch * line
-    row_results = rows + own * line
-    slopes = row_results + own * line
+    inputs, results = scratch, scratch + max(batch, own) * line
+    slopes = results + max(batch, own) * line
     for task in range(begin, end):
         m, part = task // parts, task % parts
         start = vectors * part // parts * LANES
         columns = min(vectors * (part + 1) // parts * LANES, wide) - start
-        some, top = padded(columns) // LANES, m * own
+        top = m * own
         source = grad[1] + top * _size(grad[0])
         copy_in(grad[0], source, grad[2], batch, own, slopes, grad_line)
         if dpooled[1] > 0:
             source = weight[1] + top * weight[2] + start * _size(weight[0])
-            copy_in(weight[0], source, weight[2], own, columns, rows, line)
-            multiply(
-                batch,
-                some,
-                own,
-                slopes,
-                grad_line,
-                F32,
-                rows,
-                line,
-                item_results,
-                line,
-                ONE,
-                False,
-            )
             target = dpooled[1] + m * dpooled[3] + start * _size(dpooled[0])
-            copy_out(dpooled[0], item_results, line, batch, columns, target, dpooled[2])
+            left = (slopes, grad_line, F32, batch, own)
+            right, out = (weight[0], source, weight[2]), (dpooled[0], target, dpooled[2])
+            _multiply_columns(left, right, columns, out, inputs, results, line)
         if dweight[1] > 0:
             source = pooled[1] + m * pooled[3] + start * _size(pooled[0])
-            copy_in(pooled[0], source, pooled[2], batch, columns, items, line)
-            multiply(
-                own,
-                some,
-                batch,
-                slopes,
-                F32,
-                grad_line,
-                items,
-                line,
-                row_results,
-                line,
-                ONE,
-                False,
-            )
             target = dweight[1] + top * dweight[2] + start * _size(dweight[0])
-            copy_out(dweight[0], row_results, line, own, columns, target, dweight[2])
+            left = (slopes, F32, grad_line, own, batch)
+            right, out = (pooled[0], source, pooled[2]), (dweight[0], target, dweight[2])
+            _multiply_columns(left, right, columns, out, inputs, results, line)
+
+
+@jit
+def _multiply_columns(left, right, columns, out, inputs, results, line):
+    """Some columns of a product of floats with rows of any dtype, by way of scratch memory."""
+    a, a_row, a_step, rows, depth = left
+    copy_in(right[0], right[1], right[2], depth, columns, inputs, line)
+    vectors = padded(columns) // LANES
+    multiply(rows, vectors, depth, a, a_row, a_step, inputs, line, results, line, ONE, False)
+    copy_out(out[0], results, line, rows, columns, out[1], out[2])

@@ -31,8 +31,8 @@ from .._threads import parallel_for
 from .._vectors import F32, LANES, broadcast, get, load, prefetch, put, store
 
 ONE = np.float32(1)
-BEYOND = -2
-"""Place of padding: negative, and not the one before the first."""
+BEYOND = -1
+"""Place of padding: negative."""
 GROUPS = 8
 """Most partial sums of a head's bias gradient."""
 TASKS = 64
@@ -130,7 +130,7 @@ def _windows(q, window):
 def _head_blocks(q, window, others):
     """How many parts heads are worked on in, where work is shared out among others as well."""
     heads = q.shape[3]
-    most = max(min(HEADS, BLOCK // (4 * _sizes(q, window, heads)[0])), 1)
+    most = max(min(HEADS, BLOCK // max(4 * _sizes(q, window, heads)[0], 1)), 1)
     shares = -(-TASKS_PER_THREAD * torch.get_num_threads() // max(others, 1))
     return max(-(-heads // most), min(heads, shares), 1)
 
@@ -140,7 +140,7 @@ def _sizes(q, window, blocks):
     heads, dim = q.shape[3:]
     tokens = window[0] * window[1]
     wide, deep = (-(-size // LANES) * LANES for size in (tokens, dim))
-    copied = -(-heads // blocks) * tokens * deep
+    copied = -(-heads // max(blocks, 1)) * tokens * deep
     return tuple(F32 * size for size in (copied, deep * wide, tokens * wide, 5 * wide))
 
 
