@@ -213,15 +213,20 @@ class SpatialReductionAttention(nn.Module):
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, dim)
 
+    def _unpack(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+        """The last ``count`` of queries, keys and values, and once more what has a second use."""
+        return unpack(x.unflatten(-1, (count, -1)), 2)
+
     def project(self, x: torch.Tensor) -> tuple[Any, ...]:
-        """Queries (B, H * W, C), keys and values (B, h * w, C), and H and W, and h and w."""
+        """What ``attend`` takes, from a map (B, H, W, C)."""
         size = x.shape[1:3]
         if self.sr_ratio == 1:
-            return *unpack(self.qkv(x.flatten(1, 2)).unflatten(-1, (3, -1)), 2), size, size
+            q, k, v, *again = self._unpack(self.qkv(x.flatten(1, 2)), 3)
+            return q, k, v, size, size, *again
         reduced = self.reduction(x)
         q = self.q(x.flatten(1, 2))
-        kv = self.kv(reduced.flatten(1, 2)).unflatten(-1, (2, -1))
-        return q, *unpack(kv, 2), size, reduced.shape[1:3]
+        k, v, *again = self._unpack(self.kv(reduced.flatten(1, 2)), 2)
+        return q, k, v, size, reduced.shape[1:3], *again
 
     def attend(
         self,
@@ -289,6 +294,10 @@ class AgentAttention(SpatialReductionAttention):
         self.key_bias.set_map_size(self._key_size(size))
         self.query_bias.set_map_size(size)
 
+    def _unpack(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
+        again = (2, 0) if count == 3 else (1,)  # values, which are convolved; queries are pooled
+        return unpack(x.unflatten(-1, (count, -1)), 2, again)
+
     def pool(self, q: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """Agents (B, n, C): the queries (B, P + H * W, C) of a map of a size, pooled."""
         return pool_agents(q[:, self.prefix_tokens :].unflatten(1, size), self.agent_shape)
@@ -300,7 +309,7 @@ class AgentAttention(SpatialReductionAttention):
             Attention of agents to keys, (B, heads, n, P + h * w), and of queries to agents,
             (B, heads, P + H * W, n).
         """
-        q, k, _, size, key_size = self.project(*args)
+        q, k, _, size, key_size, *_ = self.project(*args)
         agents, q, k = (self._split(x) for x in (self.pool(q, size), q, k))
         scaled = agents * q.shape[-1] ** -0.5
         key_bias = dense_bias(self.key_bias(key_size, self.agent_shape))
@@ -314,6 +323,8 @@ class AgentAttention(SpatialReductionAttention):
         v: torch.Tensor,
         size: Sequence[int],
         key_size: Sequence[int],
+        convolved: torch.Tensor | None = None,
+        pooled: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Attends from queries to keys by way of agents, and adds the convolved values.
 
@@ -323,18 +334,21 @@ class AgentAttention(SpatialReductionAttention):
             v: Values, as ``k``.
             size: H and W.
             key_size: h and w.
+            convolved: The values once more, to have the gradients of both uses apart.
+            pooled: The queries once more, likewise.
 
         Returns:
             (B, P + H * W, C). Prefix tokens take no part in agents and convolution.
         """
         prefix = self.prefix_tokens
+        agents = self.pool(q if pooled is None else pooled, size)
         out = agent_attention(
-            *(self._split(x) for x in (q, k, v, self.pool(q, size))),
+            *(self._split(x) for x in (q, k, v, agents)),
             key_bias=self.key_bias(key_size, self.agent_shape),
             query_bias=self.query_bias(size, self.agent_shape),
         )
         out = out.transpose(1, 2).flatten(2)
-        values = v[:, prefix:].unflatten(1, key_size)
+        values = (v if convolved is None else convolved)[:, prefix:].unflatten(1, key_size)
         if self.sr_ratio > 1:
             values = F.interpolate(values.permute(0, 3, 1, 2), size, mode="bilinear")
             values = values.permute(0, 2, 3, 1)

@@ -118,20 +118,18 @@ class CrossShapedAttention(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]
         branches = len(self.lepe)
-        qkv = self.qkv(x).unflatten(-1, (3, branches, self.num_heads // branches, -1))
-        q, k, v = unpack(qkv, 3)  # (B, H, W, branches, heads, dim)
-        split = self.split_size
-        if split is None:
-            out = [self._whole(q[:, :, :, 0], k[:, :, :, 0], v[:, :, :, 0])]
-        else:
-            out = [
-                window_attention(*(y[:, :, :, i] for y in (q, k, v)), stripe)
-                for i, stripe in enumerate([(height, split), (split, width)])
-            ]
-        out = [
-            lepe(v[:, :, :, i].flatten(3), y.flatten(3))
-            for i, (y, lepe) in enumerate(zip(out, self.lepe, strict=True))
-        ]
+        qkv = self.qkv(x).unflatten(-1, (3 * branches, self.num_heads // branches, -1))
+        # Of each branch (B, H, W, heads, dim); values once more, to be convolved.
+        parts = unpack(qkv, 3, again=tuple(range(2 * branches, 3 * branches)))
+        stripes = (height, self.split_size), (self.split_size, width)
+        out = []
+        for i, lepe in enumerate(self.lepe):
+            q, k, v, again = parts[i::branches]
+            if self.split_size is None:
+                attended = self._whole(q, k, v)
+            else:
+                attended = window_attention(q, k, v, stripes[i])
+            out.append(lepe(again.flatten(3), attended.flatten(3)))
         return self.proj_drop(self.proj(torch.cat(out, -1)))
 
     def _whole(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:

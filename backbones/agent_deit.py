@@ -37,7 +37,6 @@ from timm.layers import (
 from timm.models import generate_default_cfgs
 from torch import nn
 
-from ..kernels import unpack
 from ._agent import (
     AgentAttention,
     Size,
@@ -78,7 +77,8 @@ class _OfTokens:
     """Attention modules of maps, for tokens (B, 1 + N, C) and the size of the map in them."""
 
     def project(self, x: torch.Tensor, size: Size) -> tuple[Any, ...]:
-        return *unpack(self.qkv(x).unflatten(-1, (3, -1)), 2), size, size
+        q, k, v, *again = self._unpack(self.qkv(x), 3)
+        return q, k, v, size, size, *again
 
     def forward(self, x: torch.Tensor, size: Size) -> torch.Tensor:
         return self.proj_drop(self.proj(self.attend(*self.project(x, size))))

@@ -117,10 +117,10 @@ class BiLevelRoutingAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         height, width = x.shape[1:3]
-        q, k, v = unpack(self.project(x), 3)
+        q, k, v, *again = unpack(self.project(x), 3, () if self.lepe is None else (2,))
         out = bilevel_routing_attention(q, k, v, **self.op_kwargs).flatten(3)
         if self.lepe is not None:
-            out = self.lepe(v.flatten(3), out)
+            out = self.lepe(again[0].flatten(3), out)
         return self.proj_drop(self.proj(crop(out, height, width)))
 
     def extra_repr(self) -> str:

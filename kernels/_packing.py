@@ -10,50 +10,72 @@ from .dispatch import is_transformed
 __all__ = ["empty_each", "empty_parts", "unpack"]
 
 
-def unpack(x: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
+def unpack(x: torch.Tensor, dim: int, again: tuple[int, ...] = ()) -> tuple[torch.Tensor, ...]:
     """``x.unbind(dim)``, of which the gradient on the CPU is put together in memory that is reused.
 
     What a projection gives for queries, keys and values is the largest tensor of most attention
     layers, and so is its gradient. Gradients that are in their places already, as those from
-    ``empty_parts``, are not copied.
+    ``empty_parts``, are not copied; those of two uses of a part are added up where they belong.
 
     Args:
         x: Packed tensor, such as (B, N, 3, C).
         dim: Dimension of the parts.
+        again: Parts to have once more, for a second use of them.
 
     Returns:
-        Views of the parts.
+        Views of the parts, and once more of those of ``again``.
     """
     plain = type(x) is torch.Tensor and x.device.type == "cpu" and not torch.jit.is_tracing()
     if not (plain and x.requires_grad and torch.is_grad_enabled()):
-        return x.unbind(dim)
+        return _parts(x, dim, again)
     if torch.compiler.is_compiling() or is_transformed():
-        return x.unbind(dim)
-    return _Unpack.apply(x, dim)
+        return _parts(x, dim, again)
+    return _Unpack.apply(x, dim, again)
+
+
+def _parts(x: torch.Tensor, dim: int, again: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
+    parts = x.unbind(dim)
+    return *parts, *(parts[i] for i in again)
 
 
 class _Unpack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, dim: int) -> tuple[torch.Tensor, ...]:
-        ctx.dim, ctx.shape, ctx.is_leaf = dim, x.shape, x.is_leaf
+    def forward(
+        ctx: Any, x: torch.Tensor, dim: int, again: tuple[int, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.dim, ctx.shape, ctx.is_leaf, ctx.again = dim, x.shape, x.is_leaf, again
         ctx.set_materialize_grads(False)
-        return x.unbind(dim)
+        return *x.unbind(dim), *(x.select(dim, i) for i in again)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None]:
-        given = [grad for grad in grads if grad is not None]
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None]:
+        count = ctx.shape[ctx.dim]
+        by_part = [[grad] for grad in grads[:count]]
+        for i, grad in zip(ctx.again, grads[count:], strict=True):
+            by_part[i].append(grad)
+        by_part = [[grad for grad in each if grad is not None] for each in by_part]
+        given = [grad for each in by_part for grad in each]
         if not given:
-            return None, None
-        packed = _whole(grads, ctx.dim, ctx.shape)
-        if packed is not None:
-            # Accumulated in place it would change the parts: what is held here is copied first.
-            ctx.held = packed if ctx.is_leaf else None
-            return packed, None
+            return None, None, None
+        if len(given) == count:
+            packed = _whole(grads[:count], ctx.dim, ctx.shape)
+            if packed is not None:
+                # Accumulated in place it would change the parts: what is held here is copied first.
+                ctx.held = packed if ctx.is_leaf else None
+                return packed, None, None
         packed = empty(*ctx.shape, dtype=given[0].dtype)
-        for i, grad in enumerate(grads):
-            part = packed.select(ctx.dim, i)
-            part.zero_() if grad is None else part.copy_(grad)
-        return packed, None
+        for i, each in enumerate(by_part):
+            _add_up(each, packed.select(ctx.dim, i))
+        return packed, None, None
+
+
+def _add_up(tensors: list[torch.Tensor], out: torch.Tensor) -> None:
+    if not tensors:
+        out.zero_()
+    elif len(tensors) == 2 and not torch.is_grad_enabled():
+        torch.add(*tensors, out=out)
+    else:
+        out.copy_(sum(tensors[1:], tensors[0]))
 
 
 def empty_each(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -64,16 +86,23 @@ def empty_each(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def empty_parts(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Memory for their gradients: parts of one tensor where they are the parts of one.
 
-    Others get memory as from ``empty_each``.
+    Others get memory of their own, in the order of their dimensions in memory but for rows, which
+    are contiguous.
     """
     step = _step(tensors)
     first = tensors[0]
     if step is None or not _is_dense((*first.shape, len(tensors)), (*first.stride(), step)):
-        return empty_each(*tensors)
+        return tuple(_empty_in_order(x) for x in tensors)
     packed = empty(len(tensors) * first.numel(), dtype=first.dtype)
     return tuple(
         packed.as_strided(first.shape, first.stride(), i * step) for i in range(len(tensors))
     )
+
+
+def _empty_in_order(x: torch.Tensor) -> torch.Tensor:
+    order = sorted(range(x.ndim - 1), key=x.stride, reverse=True) + [x.ndim - 1]
+    memory = empty(*[x.shape[i] for i in order], dtype=x.dtype)
+    return memory.permute(sorted(range(x.ndim), key=order.index))
 
 
 def _step(tensors: tuple[torch.Tensor, ...]) -> int | None:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from .._library import register_operator
+from .._packing import empty_parts
 from ..dispatch import cast_for_autocast, choose, cpu_can_run, triton_can_run
 from . import reference
 from .reference import AgentBias
@@ -162,7 +163,7 @@ def _fake_forward(q, k, v, agents, *rest):
     )
 
 
-def _backward(grad, values, key_lse, query_lse, q, k, v, agents, *rest):
+def _backward(grad, values, key_lse, query_lse, q, k, v, agents, *rest, **options):
     *biases, key_scale, query_scale, impl = rest
     grads, key_grads, query_grads = _implementation(impl).backward(
         grad,
@@ -170,8 +171,14 @@ def _backward(grad, values, key_lse, query_lse, q, k, v, agents, *rest):
         *(q, k, v, agents),
         *(biases[:4], biases[4:]),
         (key_scale, query_scale),
+        **options,
     )
     return *grads, *(q.new_empty(0) if x is None else x for x in (*key_grads, *query_grads))
+
+
+def _backward_directly(*args):
+    """``_backward`` with gradients of parts of one tensor as parts of one, which no fake tells."""
+    return _backward(*args, **({"allocate": empty_parts} if args[-1] == "cpu" else {}))
 
 
 def _fake_backward(grad, values, key_lse, query_lse, q, k, v, agents, *rest):
@@ -214,6 +221,7 @@ _backward_operator = register_operator(
     f"{_INPUTS}) -> ({', '.join(['Tensor'] * 12)})",
     _backward,
     _fake_backward,
+    direct=_backward_directly,
 )
 _operator = register_operator(
     f"agent_attention({_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor)",

@@ -93,6 +93,15 @@ def _even_part(length, most):
     return max(LANES, padded.py_func(-(-length // parts)))
 
 
+def _by_token(batch, heads, tokens, dim, dtype):
+    """An uninitialised (B, heads, tokens, dim) in the order (B, tokens, heads, dim)."""
+    return empty(batch, tokens, heads, dim, dtype=dtype).transpose(1, 2)
+
+
+def _empty_by_token(*tensors):
+    return tuple(_by_token(*x.shape, x.dtype) for x in tensors)
+
+
 def forward(q, k, v, agents, key_bias, query_bias, scales):
     """Output, the agents' values, and log-sum-exp of the logits of agents and of queries."""
     q, k, v, agents = with_contiguous_rows(q, k, v, agents)
@@ -132,7 +141,7 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
     split = _split(batch, heads, q.shape[2], count, dim)
     bias, owner = bias_arguments(query_bias, q.shape[2], count, split.block)
     places = _forward_places(_sizes(agents, q, v), split, bias[-1][-1])
-    out = _empty_by_token(q, dim, v.dtype)
+    out = _by_token(*q.shape[:3], dim, v.dtype)
     query_lse = empty_floats(*q.shape[:3])
     parallel_for(
         _broadcast,
@@ -150,10 +159,26 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
     return out, values, key_lse, query_lse
 
 
-def backward(grad, values, key_lse, query_lse, q, k, v, agents, key_bias, query_bias, scales):
-    """Gradients of q, k, v and agents, and of the parts of both biases."""
+def backward(
+    grad,
+    values,
+    key_lse,
+    query_lse,
+    q,
+    k,
+    v,
+    agents,
+    key_bias,
+    query_bias,
+    scales,
+    allocate=_empty_by_token,
+):
+    """Gradients of q, k, v and agents, and of the parts of both biases.
+
+    Those of q, k and v are in what ``allocate`` makes for them.
+    """
     grad, q, k, v, agents = with_contiguous_rows(grad, q, k, v, agents)
-    dq, dk, dv = [_empty_by_token(x, x.shape[3], x.dtype) for x in (q, k, v)]
+    dq, dk, dv = allocate(q, k, v)
     query_split, key_split = [_split(*x.shape[:3], agents.shape[2], v.shape[3]) for x in (q, k)]
     (key_sums, key_sizes), (query_sums, query_sizes) = (
         bias_sums(key_bias, key_split),
@@ -209,12 +234,6 @@ def backward(grad, values, key_lse, query_lse, q, k, v, agents, key_bias, query_
         [x if x is None else next(results) for x in parts] for parts in (key_bias, query_bias)
     ]
     return grads, key_grads, query_grads
-
-
-def _empty_by_token(like, dim, dtype):
-    """An uninitialised (B, heads, tokens, dim) in the order (B, tokens, heads, dim)."""
-    batch, heads, tokens, _ = like.shape
-    return empty(batch, tokens, heads, dim, dtype=dtype).transpose(1, 2)
 
 
 def _sizes(agents, x, y):

@@ -5,10 +5,18 @@ import math
 import pytest
 import torch
 
-from visattn.kernels import neighborhood_attention, unpack, window_attention
+from visattn.kernels import agent_attention, neighborhood_attention, unpack, window_attention
 from visattn.kernels._packing import empty_parts
 
+
+def _by_agents(q, k, v, impl):
+    q, k, v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
+    agents = torch.linspace(-1, 1, 6 * q.shape[3]).reshape(6, -1).expand(*q.shape[:2], -1, -1)
+    return agent_attention(q, k, v, agents, impl=impl)
+
+
 LAYERS = {
+    "agent": _by_agents,
     "window": lambda q, k, v, impl: window_attention(q, k, v, 4, impl=impl),
     "neighborhood": lambda q, k, v, impl: neighborhood_attention(q, k, v, 3, impl=impl),
 }
@@ -29,12 +37,26 @@ def test_parts_and_gradients_are_those_of_unbind(dim, unused):
         assert torch.equal(ours, wanted)
 
 
-@pytest.mark.parametrize("used", [(0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("again", [(2,), (2, 0), (1, 1)])
+@pytest.mark.parametrize("unused", [(), (0,), (2, 3), (3,)])
+def test_parts_that_are_used_again_get_both_gradients(again, unused):
+    x = torch.randn(2, 5, 3, 4, requires_grad=True)
+    own = x.unbind(2)
+    results = []
+    for parts in (unpack(x, 2, again), (*own, *(own[i] for i in again))):
+        used = [part for i, part in enumerate(parts) if i not in unused]
+        loss = sum((part.sin() * i).sum() for i, part in enumerate(used, 1))
+        results.append((*parts, *torch.autograd.grad(loss, x)))
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("used", [(0, 2), (0, 1, 2), (0, 1, 2, 3)])
 def test_can_be_differentiated_twice(used):
     x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
 
     def product(x):
-        parts = unpack(x, 1)
+        parts = unpack(x, 1, again=(1,))
         return math.prod(parts[i].exp() for i in used)
 
     assert torch.autograd.gradgradcheck(product, x)
@@ -44,10 +66,10 @@ def test_transforms_and_compilation_go_through():
     x = torch.randn(2, 3, 4)
 
     def loss(x):
-        q, k, v = unpack(x, 1)
-        return (q * k * v).sum()
+        q, k, v, again = unpack(x, 1, again=(0,))
+        return (q * k * v * again).sum()
 
-    wanted = torch.func.grad(lambda x: x.prod(1).sum())(x)
+    wanted = torch.func.grad(lambda x: (x[:, 0] * x.prod(1)).sum())(x)
     torch.testing.assert_close(torch.func.grad(loss)(x), wanted)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     leaf = x.clone().requires_grad_()
@@ -83,6 +105,22 @@ def test_memory_for_the_gradients_of_others_is_their_own(make):
     assert len({x.untyped_storage().data_ptr() for x in results}) == 3
     for x, y in zip(results, tensors, strict=True):
         assert x.is_contiguous() and x.shape == y.shape
+
+
+def test_memory_for_the_gradients_of_others_is_in_their_order():
+    q, k = (torch.randn(2, 5, 3, 4).transpose(1, 2) for _ in range(2))
+    for x in empty_parts(q, k):
+        assert x.shape == q.shape and x.stride() == q.stride()
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_gradients_of_a_second_use_leave_those_of_the_first(layer):
+    x = torch.randn(2, 8, 8, 3, 2, 16, requires_grad=True)
+    parts = unpack(x, 3, again=(2,))
+    out = LAYERS[layer](*parts[:3], impl="cpu").sin().sum() + parts[3].sin().sum()
+    *kept, total = torch.autograd.grad(out, [*parts[:3], x])
+    kept[2] = kept[2] + parts[3].cos()
+    torch.testing.assert_close(total, torch.stack(kept, 3))
 
 
 @pytest.mark.parametrize("layer", LAYERS)
