@@ -41,6 +41,7 @@ __all__ = [
     "padded",
     "read",
     "scale_row",
+    "share",
     "softmax",
     "softmax_gradient",
     "write",
@@ -51,6 +52,13 @@ __all__ = [
 def padded(count):
     """Next multiple of 16."""
     return (count + LANES - 1) // LANES * LANES
+
+
+@inline
+def share(index, shares, count):
+    """First and number of the items of one of several shares."""
+    first = count * index // shares
+    return first, count * (index + 1) // shares - first
 
 
 @jit

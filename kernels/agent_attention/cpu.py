@@ -4,6 +4,9 @@ A block of logits has agents as rows and tokens as columns in both softmaxes: th
 not be padded to vectors, and queries and keys have the same products, with the softmax down the
 columns for the one and along the rows for the other. The bias of a block is put together from its
 parts in scratch memory, once for all samples of a task.
+
+A task has a few heads, of which tokens have the rows side by side: these are brought in as one row,
+for memory is fast only where neighbours are read together.
 """
 
 from functools import lru_cache
@@ -13,7 +16,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from .._blocks import clear, copy_in, copy_in_transposed, copy_out, inner_product, padded, scale_row
+from .._blocks import (
+    clear,
+    copy_in,
+    copy_in_transposed,
+    copy_out,
+    inner_product,
+    padded,
+    scale_row,
+    share,
+)
 from .._elements import store_as
 from .._jit import inline, jit
 from .._layouts import layout, with_contiguous_rows
@@ -55,6 +67,12 @@ FEWEST_IN_LANES = 13
 """Fewest agents that are worth a vector of 16."""
 ROWS_OF_VALUES = 256
 """Fewest rows of values that are worth a thread."""
+HEADS = 4
+"""Most heads of a task."""
+WIDE = 128
+"""Most elements of the rows of a task's heads together, unless one head alone has more."""
+CROWD = 4096
+"""Most elements of the agents of a task's heads together, unless one head alone has more."""
 TASKS = 16
 """Roughly how many tasks a pass has, whatever the threads, for results must not depend on them."""
 CROWDED = 2048
@@ -63,14 +81,20 @@ they do not stay until they are read again."""
 
 
 class _Split(NamedTuple):
-    """How a pass over the tokens of a batch is shared out to tasks, each of one head."""
+    """How a pass over the tokens of a batch is shared out to tasks, each of a few heads."""
 
     group: int  # samples of a task
     chunk: int  # tokens of a task
     block: int  # tokens worked on at once
     row: int  # bytes of a row of logits
+    heads: int  # most heads of a task
     groups: int
     chunks: int
+    shares: int  # of the heads
+
+    @property
+    def tasks(self):
+        return self.groups * self.shares * self.chunks
 
 
 @lru_cache(1024)
@@ -79,12 +103,22 @@ def _split(batch, heads, tokens, agents, dim):
     chunk = _even_part(tokens, max(256, 8 * agents))
     block = _even_part(chunk, max(32, min(96, 8192 // agents)))
     chunks = max(1, -(-tokens // chunk))
+    shares = -(-heads // max(1, min(HEADS, WIDE // dim, CROWD // (agents * dim))))
     # The more samples a bias is put together for, the better, while there are enough tasks.
-    groups = max(1, min(batch, -(-TASKS // max(heads * chunks, 1))))
-    group = max(1, min(-(-batch // groups), 8, 65536 // (agents * dim)))
-    # Rows have a vector to spare, and an odd number of them, to spread over the cache's sets.
-    row = 64 * ((block // LANES + 1) | 1)
-    return _Split(group, chunk, block, row, -(-batch // group), chunks)
+    groups = max(1, min(batch, -(-TASKS // max(shares * chunks, 1))))
+    some = -(-heads // max(shares, 1))
+    group = max(1, min(-(-batch // groups), 8, 65536 // (agents * dim * max(some, 1))))
+    row = _spaced.py_func(block)
+    return _Split(group, chunk, block, row, some, -(-batch // group), chunks, shares)
+
+
+@inline
+def _spaced(columns):
+    """Bytes of a row of floats with a vector to spare.
+
+    There are an odd number of vectors, to spread rows over the cache's sets.
+    """
+    return 64 * (((columns + LANES - 1) // LANES + 1) | 1)
 
 
 def _even_part(length, most):
@@ -115,7 +149,7 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
     lse_parts = empty_floats(split.chunks, batch, heads, count)
     parallel_for(
         _aggregate,
-        split.groups * heads * split.chunks,
+        split.tasks,
         _sizes(agents, k, v),
         tuple(split),
         places,
@@ -145,7 +179,7 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
     query_lse = empty_floats(*q.shape[:3])
     parallel_for(
         _broadcast,
-        split.groups * heads * split.chunks,
+        split.tasks,
         _sizes(agents, q, v),
         tuple(split),
         places,
@@ -197,7 +231,7 @@ def backward(
         scratch = _backward_places(shape, split, bias[-1][-1])
         parallel_for(
             _gradients,
-            split.groups * agents.shape[1] * split.chunks,
+            split.tasks,
             of_queries,
             shape,
             tuple(split),
@@ -244,44 +278,65 @@ def _sizes(agents, x, y):
 def _forward_places(sizes, split, bias_size):
     """Where a task's scratch memory has what, in bytes, and its size.
 
-    Of each sample: agents, values, sums of weights by lanes, maxima. Then logits, a transposed
-    block of tokens, a block of rows, the bias of a block, and the bias in parts.
+    Of each sample and head: agents, values, sums of weights by lanes, maxima. Then logits, tokens
+    to take products of, rows of tokens, a product to be transposed, and of each head the bias of a
+    block, and the bias in parts.
     """
-    a_size, v_size, tile, rows, deep, wide = _matrix_sizes(sizes, split)
+    a_size, v_size, tile, rows, turned = _matrix_sizes(sizes, split)
+    tokens, wide = _token_sizes(sizes, split)
     each = a_size, v_size, 64 * rows, 4 * rows
-    shared = tile, deep * split.row, 4 * wide * split.block, tile, bias_size
-    return (0, *accumulate((*(split.group * size for size in each), *shared)))
+    of_head = tile, bias_size
+    return _places(split, each, (tile, tokens, wide, turned), of_head)
 
 
 @lru_cache(1024)
 def _backward_places(sizes, split, bias_size):
     """Where a task's scratch memory has what, in bytes, and its size.
 
-    Of each sample: agents, values, gradients of both, mean gradients of logits. Then logits, their
-    gradients, a transposed block of tokens, a block of rows, the bias of a block and its gradient,
-    and the bias in parts.
+    Of each sample and head: agents, values, gradients of both, mean gradients of logits. Then
+    logits, their gradients, a product to be transposed, two blocks of tokens to take products of,
+    rows of either, rows of gradients of either, and of each head the bias of a block and its
+    gradient, and the bias in parts.
     """
-    a_size, v_size, tile, rows, deep, wide = _matrix_sizes(sizes, split)
-    most = max(deep, wide)
+    a_size, v_size, tile, rows, turned = _matrix_sizes(sizes, split)
+    tokens, wide = _token_sizes(sizes, split)
     each = a_size, v_size, a_size, v_size, 4 * rows
-    shared = tile, tile, most * split.row, 4 * most * split.block, tile, tile
-    return (0, *accumulate((*(split.group * size for size in each), *shared, bias_size)))
+    shared = tile, tile, turned, tokens, tokens, wide, wide, wide, wide
+    return _places(split, each, shared, (tile, tile, bias_size))
+
+
+def _places(split, each, shared, of_head):
+    sizes = (
+        *(split.group * split.heads * size for size in each),
+        *shared,
+        *(split.heads * size for size in of_head),
+    )
+    return (0, *accumulate(sizes))
 
 
 def _matrix_sizes(sizes, split):
-    """Bytes of a sample's agents and values, and of logits; and padded agents and dimensions."""
+    """Bytes of a head's agents and values, of logits, padded agents, and a product turned."""
     rows, deep, wide = (padded.py_func(sizes[i]) for i in (2, 4, 5))
-    return 4 * rows * deep, 4 * rows * wide, rows * split.row, rows, deep, wide
+    turned = 64 * (max(deep, wide) + split.block)
+    return 4 * rows * deep, 4 * rows * wide, rows * split.row, rows, turned
+
+
+def _token_sizes(sizes, split):
+    """Bytes of a block of tokens of all heads, transposed or not, and of rows."""
+    columns = split.heads * max(sizes[4:])
+    rows = split.block * _spaced.py_func(columns)
+    return max((padded.py_func(columns) + LANES) * split.row, rows), rows
 
 
 @inline
 def _task(task, sizes, split):
-    """Group, head and chunk of a task, and its ranges of samples and tokens."""
-    group, chunk, _, _, _, chunks = split
+    """Group and chunk of a task, its first and number of heads, ranges of samples and tokens."""
+    group, chunk, _, _, _, _, chunks, shares = split
     i, c = divmod(task, chunks)
-    g, head = divmod(i, sizes[1])
+    g, part = divmod(i, shares)
     samples = g * group, min((g + 1) * group, sizes[0])
-    return g, head, c, samples, (c * chunk, min((c + 1) * chunk, sizes[3]))
+    tokens = c * chunk, min((c + 1) * chunk, sizes[3])
+    return g, c, share(part, shares, sizes[1]), samples, tokens
 
 
 @inline
@@ -291,70 +346,153 @@ def _at(x, sample, head, token):
 
 
 @jit
-def _prefetch_next(x, sample, head, start, samples, tokens, block, columns):
+def _prefetch_next(x, sample, heads, start, samples, tokens, block, columns):
     """Begins to bring in the rows that a task turns to next, which hardware does not foresee."""
     start = start if sample + 1 < samples[1] else start + block
     sample = sample + 1 if sample + 1 < samples[1] else samples[0]
     size = columns * (4 if x[0] == FLOAT else 2)
     for i in range(start, min(start + block, tokens[1])):
-        source = _at(x, sample, head, i)
-        for j in range(0, size, 64):
-            prefetch(source + j)
+        for head in range(heads[0], heads[0] + heads[1]):
+            source = _at(x, sample, head, i)
+            for j in range(0, size, 64):
+                prefetch(source + j)
+
+
+@inline
+def _is_one_row(x, heads, dim):
+    """Whether the rows of a token's heads are one row."""
+    return heads[1] == 1 or x[3] == dim * (4 if x[0] == FLOAT else 2)
 
 
 @jit
-def _rows_in(x, sample, head, first, rows, columns, buffer):
-    """Address and stride of rows of floats: those of the tensor itself, or a copy in the buffer."""
-    source = _at(x, sample, head, first)
-    if x[0] == FLOAT and columns % LANES == 0 and x[4] % CROWDED != 0:
-        return source, x[4]
-    row = 4 * padded(columns)
-    copy_in(x[0], source, x[4], rows, columns, buffer, row)
-    return buffer, row
-
-
-@jit
-def _product_out(x, sample, head, first, rows, columns, depth, a, b, scale, buffer):
-    """Writes ``rows`` of a tensor: ``scale`` times A transposed, (rows, depth), times B."""
-    target = _at(x, sample, head, first)
-    vectors = padded(columns) // LANES
-    if x[0] == FLOAT and columns % LANES == 0:
-        product(rows, vectors, depth, (a[0], 4, a[1]), b, (target, x[4]), scale, False)
-    else:
-        row = 64 * vectors
-        product(rows, vectors, depth, (a[0], 4, a[1]), b, (buffer, row), scale, False)
-        copy_out(x[0], buffer, row, rows, columns, target, x[4])
-
-
-@jit
-def _logits(agents, x, sample, head, first, rows, count, dim, scale, transposed, s, row):
-    """Products (agents, rows) of agents, given as floats, and a block of tokens of ``x``.
-
-    Columns are filled up to whole vectors with zeros. ``transposed`` is memory for a block of
-    tokens, transposed; where agents about fill a vector, there is less to transpose in the agents
-    and in the products.
-    """
-    source = _at(x, sample, head, first)
-    if x[0] == FLOAT and FEWEST_IN_LANES <= count <= LANES:
-        turned, products = transposed, transposed + 64 * padded(dim)
-        copy_in_transposed(FLOAT, agents, 4 * padded(dim), count, dim, turned, 64)
-        left, right = (source, x[4], 4), (turned, 64)
-        product(rows, 1, dim, left, right, (products, 64), np.float32(scale), False)
-        copy_in_transposed(FLOAT, products, 64, rows, LANES, s, row)
+def _copy_in(x, sample, heads, first, rows, dim, target, row):
+    """Copies rows of heads to floats, (rows, heads * dim)."""
+    source = _at(x, sample, heads[0], first)
+    if _is_one_row(x, heads, dim):
+        copy_in(x[0], source, x[4], rows, heads[1] * dim, target, row)
         return
-    copy_in_transposed(x[0], source, x[4], rows, dim, transposed, row)
-    left, right = (agents, 4 * padded(dim), 4), (transposed, row)
-    vectors, factor = padded(rows) // LANES, np.float32(scale)
-    product(count, vectors, dim, left, right, (s, row), factor, False)
+    # What fills up a head's vectors makes place for the next one.
+    for h in range(heads[1]):
+        copy_in(x[0], source + h * x[3], x[4], rows, dim, target + 4 * h * dim, row)
 
 
 @jit
-def _agents_in(x, samples, head, count, columns, target):
-    """Copies the rows of all agents of each sample to floats."""
+def _copy_out(x, sample, heads, first, rows, dim, source, row):
+    """Copies floats (rows, heads * dim) to rows of heads."""
+    target = _at(x, sample, heads[0], first)
+    if _is_one_row(x, heads, dim):
+        copy_out(x[0], source, row, rows, heads[1] * dim, target, x[4])
+        return
+    for h in range(heads[1]):
+        copy_out(x[0], source + 4 * h * dim, row, rows, dim, target + h * x[3], x[4])
+
+
+@inline
+def _are_in_lanes(count):
+    """Whether agents are the columns of products that are then transposed.
+
+    Where they about fill a vector, there is less to transpose in them than in tokens.
+    """
+    return FEWEST_IN_LANES <= count <= LANES
+
+
+@jit
+def _tokens_in(x, sample, heads, first, rows, count, dim, target, row, wide):
+    """Copies rows of heads for ``_logits`` of ``count`` agents: address, bytes to the next head's,
+    and from row to row."""
+    if _are_in_lanes(count):
+        _copy_in(x, sample, heads, first, rows, dim, target, wide)
+        return target, 4 * dim, wide
+    source = _at(x, sample, heads[0], first)
+    if _is_one_row(x, heads, dim):
+        copy_in_transposed(x[0], source, x[4], rows, heads[1] * dim, target, row)
+    else:
+        for h in range(heads[1]):
+            place = target + h * dim * row
+            copy_in_transposed(x[0], source + h * x[3], x[4], rows, dim, place, row)
+    return target, dim * row, row
+
+
+@inline
+def _are_in_place(x, dim):
+    """Whether products can read and write whole vectors of a tensor's rows."""
+    return x[0] == FLOAT and dim % LANES == 0
+
+
+@jit
+def _rows_in(x, sample, heads, first, rows, dim, buffer, row):
+    """Rows of heads as floats, those of the tensor itself or a copy in the buffer.
+
+    Returns:
+        Address, bytes to the next head's, and from row to row.
+    """
+    if _are_in_place(x, dim) and x[4] % CROWDED != 0:
+        return _at(x, sample, heads[0], first), x[3], x[4]
+    _copy_in(x, sample, heads, first, rows, dim, buffer, row)
+    return buffer, 4 * dim, row
+
+
+@inline
+def _rows_out(x, sample, heads, first, dim, buffer, row):
+    """Where rows of heads are to be written as floats: the tensor itself, or a buffer.
+
+    In the latter what fills up a head's vectors makes place for the next one.
+
+    Returns:
+        Address, bytes to the next head's, and from row to row.
+    """
+    if _are_in_place(x, dim):
+        return _at(x, sample, heads[0], first), x[3], x[4]
+    return buffer, 4 * dim, row
+
+
+@inline
+def _head_of(rows, h):
+    """Address and row of a head of several."""
+    return rows[0] + h * rows[1], rows[2]
+
+
+@jit
+def _logits(agents, tokens, rows, count, dim, scale, turned, s, row):
+    """Products (agents, rows) of agents, given as floats, and a head's tokens of ``_tokens_in``.
+
+    Columns are filled up to whole vectors. ``turned`` is memory for a product to be transposed.
+    """
+    factor, a_row = np.float32(scale), 4 * padded(dim)
+    if _are_in_lanes(count):
+        products = turned + 64 * padded(dim)
+        copy_in_transposed(FLOAT, agents, a_row, count, dim, turned, 64)
+        left = tokens[0], tokens[1], 4
+        product(rows, 1, dim, left, (turned, 64), (products, 64), factor, False)
+        copy_in_transposed(FLOAT, products, 64, rows, LANES, s, row)
+    else:
+        left = agents, a_row, 4
+        product(count, padded(rows) // LANES, dim, left, tokens, (s, row), factor, False)
+
+
+@jit
+def _agents_in(x, samples, heads, count, columns, target):
+    """Copies the rows of all agents of each sample and head to floats."""
     row = 4 * padded(columns)
     for b in range(samples[0], samples[1]):
-        place = target + (b - samples[0]) * padded(count) * row
-        copy_in(x[0], _at(x, b, head, 0), x[4], count, columns, place, row)
+        for head in range(heads[0], heads[0] + heads[1]):
+            copy_in(x[0], _at(x, b, head, 0), x[4], count, columns, target, row)
+            target += padded(count) * row
+
+
+@jit
+def _bias_in(bias, heads, count, memory):
+    """Copies the parts of the biases of heads to scratch memory."""
+    for h in range(heads[1]):
+        bias_in(bias, heads[0] + h, count, memory + h * bias[6][-1])
+
+
+@jit
+def _fill_bias(bias, heads, count, first, tokens, fill, memory, target, row):
+    """Puts the biases of heads together, of all agents and a block of tokens."""
+    for h in range(heads[1]):
+        own, place = memory + h * bias[6][-1], target + h * padded(count) * row
+        fill_bias(bias, heads[0] + h, count, first, tokens, fill, own, place, row)
 
 
 @jit
@@ -413,49 +551,56 @@ def _aggregate(begin, end, scratch, sizes, split, places, scale, agents, k, v, b
     batch, all_heads, count, _, dim, dim_v = sizes
     wide, rows, block, row = padded(dim_v), padded(count), split[2], split[3]
     a_size, v_row, v_size = 4 * rows * padded(dim), 4 * wide, 4 * rows * wide
+    k_row, y_row = _spaced(split[4] * dim), _spaced(split[4] * dim_v)
     at_agents, at_values, totals = scratch, scratch + places[1], scratch + places[2]
     tops, at_s, at_k = scratch + places[3], scratch + places[4], scratch + places[5]
-    at_v, at_bias, parts = scratch + places[6], scratch + places[7], scratch + places[8]
+    at_v, turned = scratch + places[6], scratch + places[7]
+    at_bias, parts = scratch + places[8], scratch + places[9]
     for task in range(begin, end):
-        _, head, chunk, samples, tokens = _task(task, sizes, split)
-        _agents_in(agents, samples, head, count, dim, at_agents)
-        bias_in(bias, head, count, parts)
+        _, chunk, heads, samples, tokens = _task(task, sizes, split)
+        _agents_in(agents, samples, heads, count, dim, at_agents)
+        _bias_in(bias, heads, count, parts)
         for start in range(tokens[0], tokens[1], block):
             length, first = min(block, tokens[1] - start), start == tokens[0]
             # Logits of -inf fill up the last vector.
             fill = np.float32(-np.inf)
-            fill_bias(bias, head, count, start, length, fill, parts, at_bias, row)
+            _fill_bias(bias, heads, count, start, length, fill, parts, at_bias, row)
             for b in range(samples[0], samples[1]):
-                slot = b - samples[0]
-                a, sums = at_agents + slot * a_size, at_values + slot * v_size
-                _prefetch_next(k, b, head, start, samples, tokens, block, dim)
-                _logits(a, k, b, head, start, length, count, dim, scale, at_k, at_s, row)
-                _softmax_rows(
-                    at_s,
-                    at_bias,
-                    row,
-                    count,
-                    padded(length) // LANES,
-                    tops + slot * 4 * rows,
-                    totals + slot * 64 * rows,
-                    sums,
-                    v_row,
-                    first,
-                )
-                _prefetch_next(v, b, head, start, samples, tokens, block, dim_v)
-                y = _rows_in(v, b, head, start, length, dim_v, at_v)
-                weights, out = (at_s, row, 4), (sums, v_row)
-                product(count, wide // LANES, length, weights, y, out, ONE, not first)
+                _prefetch_next(k, b, heads, start, samples, tokens, block, dim)
+                keys = _tokens_in(k, b, heads, start, length, count, dim, at_k, row, k_row)
+                _prefetch_next(v, b, heads, start, samples, tokens, block, dim_v)
+                y = _rows_in(v, b, heads, start, length, dim_v, at_v, y_row)
+                for h in range(heads[1]):
+                    slot = (b - samples[0]) * heads[1] + h
+                    a, sums = at_agents + slot * a_size, at_values + slot * v_size
+                    own = _head_of(keys, h)
+                    _logits(a, own, length, count, dim, scale, turned, at_s, row)
+                    _softmax_rows(
+                        at_s,
+                        at_bias + h * rows * row,
+                        row,
+                        count,
+                        padded(length) // LANES,
+                        tops + slot * 4 * rows,
+                        totals + slot * 64 * rows,
+                        sums,
+                        v_row,
+                        first,
+                    )
+                    weights, out = (at_s, row, 4), (sums, v_row)
+                    own = _head_of(y, h)
+                    product(count, wide // LANES, length, weights, own, out, ONE, not first)
         for b in range(samples[0], samples[1]):
-            slot = b - samples[0]
-            place = ((chunk * batch + b) * all_heads + head) * count
-            for i in range(count):
-                total = max(reduce_add(load(totals + 64 * (slot * rows + i))), TINY)
-                scale_row(at_values + slot * v_size + i * v_row, wide, ONE / total)
-                top = get(tops + 4 * (slot * rows + i))
-                put(lse + 4 * (place + i), top + np.log(total))
-            source, target = at_values + slot * v_size, values + 4 * place * dim_v
-            copy_out(FLOAT, source, v_row, count, dim_v, target, 4 * dim_v)
+            for h in range(heads[1]):
+                slot = (b - samples[0]) * heads[1] + h
+                place = ((chunk * batch + b) * all_heads + heads[0] + h) * count
+                for i in range(count):
+                    total = max(reduce_add(load(totals + 64 * (slot * rows + i))), TINY)
+                    scale_row(at_values + slot * v_size + i * v_row, wide, ONE / total)
+                    top = get(tops + 4 * (slot * rows + i))
+                    put(lse + 4 * (place + i), top + np.log(total))
+                source, target = at_values + slot * v_size, values + 4 * place * dim_v
+                copy_out(FLOAT, source, v_row, count, dim_v, target, 4 * dim_v)
 
 
 @jit
@@ -484,29 +629,36 @@ def _broadcast(begin, end, scratch, sizes, split, places, scale, agents, q, out,
     _, all_heads, count, all_tokens, dim, dim_v = sizes
     wide, rows, block, row = padded(dim_v), padded(count), split[2], split[3]
     a_size, v_row, v_size = 4 * rows * padded(dim), 4 * wide, 4 * rows * wide
+    q_row, out_row = _spaced(split[4] * dim), _spaced(split[4] * dim_v)
     at_agents, at_values = scratch, scratch + places[1]
     at_s, at_q, at_out = scratch + places[4], scratch + places[5], scratch + places[6]
-    at_bias, parts = scratch + places[7], scratch + places[8]
+    turned, at_bias, parts = scratch + places[7], scratch + places[8], scratch + places[9]
     matrix = 4 * count * dim_v
     values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v, 4)
     for task in range(begin, end):
-        _, head, _, samples, tokens = _task(task, sizes, split)
-        _agents_in(agents, samples, head, count, dim, at_agents)
-        _agents_in(values, samples, head, count, dim_v, at_values)
-        bias_in(bias, head, count, parts)
+        _, _, heads, samples, tokens = _task(task, sizes, split)
+        _agents_in(agents, samples, heads, count, dim, at_agents)
+        _agents_in(values, samples, heads, count, dim_v, at_values)
+        _bias_in(bias, heads, count, parts)
         for start in range(tokens[0], tokens[1], block):
             length, fill = min(block, tokens[1] - start), np.float32(0)
-            fill_bias(bias, head, count, start, length, fill, parts, at_bias, row)
+            _fill_bias(bias, heads, count, start, length, fill, parts, at_bias, row)
             for b in range(samples[0], samples[1]):
-                slot = b - samples[0]
-                a, y = at_agents + slot * a_size, (at_values + slot * v_size, v_row)
-                _prefetch_next(q, b, head, start, samples, tokens, block, dim)
-                _prefetch_next(out, b, head, start, samples, tokens, block, dim_v)
-                _logits(a, q, b, head, start, length, count, dim, scale, at_q, at_s, row)
-                place = lse + 4 * ((b * all_heads + head) * all_tokens + start)
-                _softmax_columns(at_s, at_bias, row, count, length, place)
-                weights = (at_s, row)
-                _product_out(out, b, head, start, length, dim_v, count, weights, y, ONE, at_out)
+                _prefetch_next(q, b, heads, start, samples, tokens, block, dim)
+                _prefetch_next(out, b, heads, start, samples, tokens, block, dim_v)
+                queries = _tokens_in(q, b, heads, start, length, count, dim, at_q, row, q_row)
+                y = _rows_out(out, b, heads, start, dim_v, at_out, out_row)
+                for h in range(heads[1]):
+                    slot = (b - samples[0]) * heads[1] + h
+                    a, v = at_agents + slot * a_size, (at_values + slot * v_size, v_row)
+                    own = _head_of(queries, h)
+                    _logits(a, own, length, count, dim, scale, turned, at_s, row)
+                    place = lse + 4 * ((b * all_heads + heads[0] + h) * all_tokens + start)
+                    _softmax_columns(at_s, at_bias + h * rows * row, row, count, length, place)
+                    weights, own = (at_s, 4, row), _head_of(y, h)
+                    product(length, wide // LANES, count, weights, v, own, ONE, False)
+                if not _are_in_place(out, dim_v):
+                    _copy_out(out, b, heads, start, length, dim_v, at_out, out_row)
 
 
 @jit
@@ -581,81 +733,110 @@ def _gradients(
     batch, all_heads, count, all_tokens, dim, dim_v = sizes
     deep, wide, rows, block, row = padded(dim), padded(dim_v), padded(count), split[2], split[3]
     a_row, v_row, a_size, v_size = 4 * deep, 4 * wide, 4 * rows * deep, 4 * rows * wide
-    group, chunks = split[0], split[5]
+    x_row, y_row, tile = _spaced(split[4] * dim), _spaced(split[4] * dim_v), rows * row
+    slots, chunks = split[0] * split[4], split[6]
     at_agents, at_values, a_sums = scratch, scratch + places[1], scratch + places[2]
     v_sums, deltas, at_s = scratch + places[3], scratch + places[4], scratch + places[5]
-    at_g, at_t, buffer = scratch + places[6], scratch + places[7], scratch + places[8]
-    at_bias, bias_grad, parts = scratch + places[9], scratch + places[10], scratch + places[11]
+    at_g, turned = scratch + places[6], scratch + places[7]
+    at_x, at_y = scratch + places[8], scratch + places[9]
+    x_rows, y_rows = scratch + places[10], scratch + places[11]
+    at_dx, at_dy = scratch + places[12], scratch + places[13]
+    at_bias, bias_grad, parts = scratch + places[14], scratch + places[15], scratch + places[16]
     matrix = 4 * count * dim_v
     values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v, 4)
     factor = np.float32(scale)
     for task in range(begin, end):
-        g, head, chunk, samples, tokens = _task(task, sizes, split)
-        _agents_in(agents, samples, head, count, dim, at_agents)
-        bias_in(bias, head, count, parts)
+        g, chunk, heads, samples, tokens = _task(task, sizes, split)
+        _agents_in(agents, samples, heads, count, dim, at_agents)
+        _bias_in(bias, heads, count, parts)
         if tokens[0] == tokens[1]:
             # No block is to come, the first of which writes the sums.
-            clear(a_sums, group * (a_size + v_size) // 4)
+            clear(a_sums, slots * (a_size + v_size) // 4)
         if of_queries:
-            _agents_in(values, samples, head, count, dim_v, at_values)
+            _agents_in(values, samples, heads, count, dim_v, at_values)
         else:
             # No sums of values' gradients are wanted: their memory lends itself to the values.
-            _agents_in(values, samples, head, count, dim_v, v_sums)
-            clear(at_values, group * v_size // 4)
+            _agents_in(values, samples, heads, count, dim_v, v_sums)
+            clear(at_values, slots * v_size // 4)
             for b in range(samples[0], samples[1]):
-                slot = b - samples[0]
-                target = at_values + slot * v_size
-                for part in range(value_parts):
-                    source = value_sums + ((part * batch + b) * all_heads + head) * matrix
-                    _add_rows(source, count, dim_v, target, v_row)
-                for i in range(slot * rows, slot * rows + count):
-                    delta = inner_product(at_values + i * v_row, v_sums + i * v_row, wide)
-                    put(deltas + 4 * i, delta)
-        part = (g if bias[0][0] == DENSE else g * chunks + chunk) * all_heads + head
-        clear_bias_sums(bias, part_sums, part, count)
+                for h in range(heads[1]):
+                    slot = (b - samples[0]) * heads[1] + h
+                    target = at_values + slot * v_size
+                    for part in range(value_parts):
+                        place = (part * batch + b) * all_heads + heads[0] + h
+                        _add_rows(value_sums + place * matrix, count, dim_v, target, v_row)
+                    for i in range(slot * rows, slot * rows + count):
+                        delta = inner_product(at_values + i * v_row, v_sums + i * v_row, wide)
+                        put(deltas + 4 * i, delta)
+        part = (g if bias[0][0] == DENSE else g * chunks + chunk) * all_heads + heads[0]
+        for h in range(heads[1]):
+            clear_bias_sums(bias, part_sums, part + h, count)
         for start in range(tokens[0], tokens[1], block):
             length, later = min(block, tokens[1] - start), start > tokens[0]
             vectors = padded(length) // LANES
             fill = np.float32(0) if of_queries else np.float32(-np.inf)
-            fill_bias(bias, head, count, start, length, fill, parts, at_bias, row)
-            clear(bias_grad, count * row // 4)
+            _fill_bias(bias, heads, count, start, length, fill, parts, at_bias, row)
+            clear(bias_grad, heads[1] * tile // 4)
             for b in range(samples[0], samples[1]):
-                slot, place = b - samples[0], b * all_heads + head
-                a, v = (at_agents + slot * a_size, a_row), (at_values + slot * v_size, v_row)
-                _prefetch_next(x, b, head, start, samples, tokens, block, dim)
-                _prefetch_next(dx, b, head, start, samples, tokens, block, dim)
-                _logits(a[0], x, b, head, start, length, count, dim, scale, at_t, at_s, row)
-                _prefetch_next(y, b, head, start, samples, tokens, block, dim_v)
-                _logits(v[0], y, b, head, start, length, count, dim_v, 1.0, at_t, at_g, row)
-                if of_queries:
-                    at_lse = lse + 4 * (place * all_tokens + start)
-                    _column_gradients(at_s, at_g, at_bias, bias_grad, row, count, length, at_lse)
-                    rest = _rows_in(y, b, head, start, length, dim_v, buffer)
-                    weights, out = (at_s, row, 4), (v_sums + slot * v_size, v_row)
-                    product(count, wide // LANES, length, weights, rest, out, ONE, later)
-                else:
-                    _prefetch_next(dy, b, head, start, samples, tokens, block, dim_v)
-                    delta, at_lse = deltas + 4 * slot * rows, lse + 4 * place * count
-                    _row_gradients(
-                        at_s, at_g, at_bias, bias_grad, row, count, vectors, at_lse, delta
+                _prefetch_next(x, b, heads, start, samples, tokens, block, dim)
+                _prefetch_next(dx, b, heads, start, samples, tokens, block, dim)
+                to_x = _tokens_in(x, b, heads, start, length, count, dim, at_x, row, x_row)
+                _prefetch_next(y, b, heads, start, samples, tokens, block, dim_v)
+                to_y = _tokens_in(y, b, heads, start, length, count, dim_v, at_y, row, y_row)
+                _prefetch_next(dy, b, heads, start, samples, tokens, block, dim_v)
+                of_x = _rows_in(x, b, heads, start, length, dim, x_rows, x_row)
+                of_dx = _rows_out(dx, b, heads, start, dim, at_dx, x_row)
+                of_y = _rows_in(y, b, heads, start, length, dim_v, y_rows, y_row)
+                of_dy = _rows_out(dy, b, heads, start, dim_v, at_dy, y_row)
+                for h in range(heads[1]):
+                    slot = (b - samples[0]) * heads[1] + h
+                    place = b * all_heads + heads[0] + h
+                    a, v = (at_agents + slot * a_size, a_row), (at_values + slot * v_size, v_row)
+                    own_bias, own_grad = at_bias + h * tile, bias_grad + h * tile
+                    own = _head_of(to_x, h)
+                    _logits(a[0], own, length, count, dim, scale, turned, at_s, row)
+                    own = _head_of(to_y, h)
+                    _logits(v[0], own, length, count, dim_v, 1.0, turned, at_g, row)
+                    if of_queries:
+                        at_lse = lse + 4 * (place * all_tokens + start)
+                        _column_gradients(
+                            at_s, at_g, own_bias, own_grad, row, count, length, at_lse
+                        )
+                        weights, out = (at_s, row, 4), (v_sums + slot * v_size, v_row)
+                        own = _head_of(of_y, h)
+                        product(count, wide // LANES, length, weights, own, out, ONE, later)
+                    else:
+                        delta, at_lse = deltas + 4 * slot * rows, lse + 4 * place * count
+                        _row_gradients(
+                            at_s, at_g, own_bias, own_grad, row, count, vectors, at_lse, delta
+                        )
+                        weights, own = (at_s, 4, row), _head_of(of_dy, h)
+                        product(length, wide // LANES, count, weights, v, own, ONE, False)
+                    slopes, out = (at_g, row, 4), (a_sums + slot * a_size, a_row)
+                    own = _head_of(of_x, h)
+                    product(count, deep // LANES, length, slopes, own, out, factor, later)
+                    slopes, own = (at_g, 4, row), _head_of(of_dx, h)
+                    product(length, deep // LANES, count, slopes, a, own, factor, False)
+                if not _are_in_place(dx, dim):
+                    _copy_out(dx, b, heads, start, length, dim, at_dx, x_row)
+                if not (of_queries or _are_in_place(dy, dim_v)):
+                    _copy_out(dy, b, heads, start, length, dim_v, at_dy, y_row)
+            for h in range(heads[1]):
+                own_grad = bias_grad + h * tile
+                if bias[0][0] == DENSE:
+                    target = part_sums[2] + 4 * ((part + h) * count * all_tokens + start)
+                    copy_out(FLOAT, own_grad, row, count, length, target, 4 * all_tokens)
+                elif bias[0][0] == IN_PARTS:
+                    own = parts + h * bias[6][-1]
+                    add_to_bias_sums(
+                        bias, part_sums, part + h, count, start, length, own, own_grad, row
                     )
-                    weights = (at_s, row)
-                    _product_out(dy, b, head, start, length, dim_v, count, weights, v, ONE, buffer)
-                rest = _rows_in(x, b, head, start, length, dim, buffer)
-                slopes, out = (at_g, row, 4), (a_sums + slot * a_size, a_row)
-                product(count, deep // LANES, length, slopes, rest, out, factor, later)
-                slopes = (at_g, row)
-                _product_out(dx, b, head, start, length, dim, count, slopes, a, factor, buffer)
-            if bias[0][0] == DENSE:
-                target = part_sums[2] + 4 * (part * count * all_tokens + start)
-                copy_out(FLOAT, bias_grad, row, count, length, target, 4 * all_tokens)
-            elif bias[0][0] == IN_PARTS:
-                add_to_bias_sums(bias, part_sums, part, count, start, length, parts, bias_grad, row)
         for b in range(samples[0], samples[1]):
-            slot = b - samples[0]
-            place = ((chunk * batch + b) * all_heads + head) * count
-            source, target = a_sums + slot * a_size, agent_sums + 4 * place * dim
-            copy_out(FLOAT, source, a_row, count, dim, target, 4 * dim)
-            if of_queries:
-                source, target = v_sums + slot * v_size, value_sums + 4 * place * dim_v
-                copy_out(FLOAT, source, v_row, count, dim_v, target, 4 * dim_v)
+            for h in range(heads[1]):
+                slot = (b - samples[0]) * heads[1] + h
+                place = ((chunk * batch + b) * all_heads + heads[0] + h) * count
+                source, target = a_sums + slot * a_size, agent_sums + 4 * place * dim
+                copy_out(FLOAT, source, a_row, count, dim, target, 4 * dim)
+                if of_queries:
+                    source, target = v_sums + slot * v_size, value_sums + 4 * place * dim_v
+                    copy_out(FLOAT, source, v_row, count, dim_v, target, 4 * dim_v)

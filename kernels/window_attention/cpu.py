@@ -19,6 +19,7 @@ from .._blocks import (
     padded,
     read,
     scale_row,
+    share,
     softmax,
     softmax_gradient,
     write,
@@ -288,13 +289,6 @@ def _logits(q, k, scale, bias, head, origins, geometry, mixed, penalties, s, row
                 add(penalties + region * row, row, 1, row // 4, place, row)
 
 
-@inline
-def _heads_of(block, blocks, heads):
-    """First and number of a block's heads."""
-    first = heads * block // blocks
-    return first, heads * (block + 1) // blocks - first
-
-
 @jit
 def _forward_windows(begin, end, scratch, geometry, blocks, scale, q, k, v, bias, out, lse):
     _, height, width, heads, dim, rows, columns, _, _ = geometry
@@ -317,10 +311,10 @@ def _forward_windows(begin, end, scratch, geometry, blocks, scale, q, k, v, bias
             if mixed:
                 _penalties(origins, geometry, penalties, s_row)
             planned = window
-        some = _heads_of(block, blocks, heads)
+        some = share(block, blocks, heads)
         next_window, next_block = divmod(min(task + 1, end - 1), blocks)
         next_batch, _ = _plan(next_window, geometry, later)
-        next_first, next_count = _heads_of(next_block, blocks, heads)
+        next_first, next_count = share(next_block, blocks, heads)
         _gather(q, batch, some, origins, geometry, at_q, row)
         _gather(k, batch, some, origins, geometry, at_k, row)
         _gather(v, batch, some, origins, geometry, at_v, row)
@@ -386,7 +380,7 @@ def _backward_windows(
     windows = batches * ((height + rows - 1) // rows) * ((width + columns - 1) // columns)
     for task in range(begin, end):
         group, block = divmod(task, blocks)
-        some = _heads_of(block, blocks, heads)
+        some = share(block, blocks, heads)
         first, last = group * windows // groups, (group + 1) * windows // groups - 1
         for window in range(first, last + 1):
             batch, mixed = _plan(window, geometry, origins)
