@@ -102,7 +102,7 @@ def empty_parts(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def _empty_in_order(x: torch.Tensor) -> torch.Tensor:
     order = sorted(range(x.ndim - 1), key=x.stride, reverse=True) + [x.ndim - 1]
     memory = empty(*[x.shape[i] for i in order], dtype=x.dtype)
-    return memory.permute(sorted(range(x.ndim), key=order.index))
+    return memory.permute([order.index(i) for i in range(x.ndim)])
 
 
 def _step(tensors: tuple[torch.Tensor, ...]) -> int | None:

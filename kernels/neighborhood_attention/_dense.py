@@ -117,7 +117,7 @@ def _multiply(call, zero, vectors, columns, depth, a, a_step, b, b_column, b_ste
         at, a, VECTOR, a_step,
         at, b, b_column, b_step,
         0, 0, 0, 0,
-        c, VECTOR, c_column, 0,
+        c, VECTOR, c_column, 0, 1, 0, 0,
     )  # fmt: skip
 
 

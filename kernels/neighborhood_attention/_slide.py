@@ -178,6 +178,18 @@ def _ask_for(tensor, base, g, lines, end, height, tile):
             place += g.step_x * tensor.x
 
 
+@inline
+def _same_queries(rows, y0, y1, r):
+    """Query rows from ``y0`` to ``y1`` that see key row ``r``, and the first that others see."""
+    low = y0
+    while rows.end[low] <= r:
+        low += 1
+    high = low
+    while high < y1 and rows.start[high] <= r:
+        high += 1
+    return low, high, rows.end[low] if high == y1 else min(rows.end[low], rows.start[high])
+
+
 @jit
 def _scores(
     call, tile, z0, z1, y0, y1, rows, dim, q, q_row, q_pitch, zero, table, shift, k_pitch, s, s_row
@@ -188,21 +200,19 @@ def _scores(
     from ``z0`` to ``z1``; slots of all of them count from ``rows.start[y0]``.
     """
     first, last = rows.start[y0], rows.end[y1 - 1]
-    low, high = y0, y0
-    for r in range(first, last):
-        while rows.end[low] <= r:
-            low += 1
-        while high < y1 and rows.start[high] <= r:
-            high += 1
+    slots, r = tile.slots * VECTOR, first
+    while r < last:
+        low, high, end = _same_queries(rows, y0, y1, r)
         for z in range(z0, z1):
-            place = s + ((z - z0) * (last - first) + r - first) * tile.slots * VECTOR
+            place = s + ((z - z0) * (last - first) + r - first) * slots
             call_tiles(
                 call, high - low, tile.slots, tile.edges, 1, dim,
                 zero, q + (low - y0) * q_row, q_row, q_pitch,
                 table + 8 * (z * rows.count + r), shift, 4, k_pitch,
                 4 * tile.shift0, tile.mask0, 4 * tile.shift1, tile.mask1,
-                place + (low - y0) * s_row, s_row, VECTOR, 0,
+                place + (low - y0) * s_row, s_row, VECTOR, 0, end - r, 8, slots,
             )  # fmt: skip
+        r = end
 
 
 @jit
@@ -216,14 +226,9 @@ def _weighted(
     first, last = rows.start[y0], rows.end[y1 - 1]
     for n in range(y1 - y0):
         clear(sums + n * sums_row, dim * LANES)
-    low, high, r = y0, y0, first
+    r = first
     while r < last:
-        while rows.end[low] <= r:
-            low += 1
-        while high < y1 and rows.start[high] <= r:
-            high += 1
-        # Key rows from here on that the same query rows see.
-        end = rows.end[low] if high == y1 else min(rows.end[low], rows.start[high])
+        low, high, end = _same_queries(rows, y0, y1, r)
         outer = 0
         for z in range(z0, z1):
             for key in range(r, end):
@@ -236,7 +241,7 @@ def _weighted(
             starts[0].ctypes.data, (low - y0) * p_row, p_row, VECTOR,
             starts[1].ctypes.data, shift, pitch, 4,
             4 * tile.shift0, tile.mask0, 4 * tile.shift1, tile.mask1,
-            sums + (low - y0) * sums_row, sums_row, VECTOR, 1,
+            sums + (low - y0) * sums_row, sums_row, VECTOR, 1, 1, 0, 0,
         )  # fmt: skip
         r = end
 
@@ -267,7 +272,7 @@ def _add_gathered(
             starts[0].ctypes.data, 0, by_row, plane_pitch,
             starts[1].ctypes.data, 0, q_pitch, -4,
             0, 0, 0, 0,
-            sums + (low - r0) * sums_row, sums_row, VECTOR, 1,
+            sums + (low - r0) * sums_row, sums_row, VECTOR, 1, 1, 0, 0,
         )  # fmt: skip
         y = end
 
@@ -282,7 +287,7 @@ def _extra_scores(call, rows, g, q, q_row, q_pitch, zero, keys, s, s_row):
             at, q, q_row, q_pitch,
             at, keys, 4 * padded(g.dim), 4,
             0, 0, 0, 0,
-            s, s_row, VECTOR, 0,
+            s, s_row, VECTOR, 0, 1, 0, 0,
         )  # fmt: skip
 
 
@@ -296,7 +301,7 @@ def _extra_weighted(call, rows, g, p, p_row, zero, values, sums, sums_row):
             at, p, p_row, VECTOR,
             at, values, 4, 4 * padded(g.dim),
             0, 0, 0, 0,
-            sums, sums_row, VECTOR, 1,
+            sums, sums_row, VECTOR, 1, 1, 0, 0,
         )  # fmt: skip
 
 
@@ -310,7 +315,7 @@ def _extra_gathered(call, g, queries, place, p, count, zero, tokens, sums):
         at, tokens, VECTOR, row,
         at, p, VECTOR, F32,
         0, 0, 0, 0,
-        sums, VECTOR, row, 1,
+        sums, VECTOR, row, 1, 1, 0, 0,
     )  # fmt: skip
 
 

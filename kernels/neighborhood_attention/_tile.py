@@ -46,27 +46,32 @@ def _opaque(builder, value):
 
 
 def _emit(builder, rows, columns, edges, operands):
-    """Emits the code of a register tile of one size; ends in a block of its own."""
+    """Emits the code of register tiles of one size; ends in a block of its own."""
     outer, inner, *operands = operands
     (a_table, a_shift, a_row, a_step, b_table, b_shift, b_column, b_step) = operands[:8]
-    replaced, (c, c_row, c_column, accumulate) = operands[8:12], operands[12:]
+    replaced, (c, c_row, c_column, accumulate) = operands[8:12], operands[12:16]
+    tiles, b_next, b_move, c_next = operands[16:]
     size, uniform = rows * columns, edges == UNIFORM
-    places = [
-        builder.add(
-            llvm.offset(builder, c, c_row, n), llvm.offset(builder, llvm.number(0), c_column, m)
-        )
-        for n in range(rows)
-        for m in range(columns)
-    ]
     edges = 0 if uniform else edges
     shifts = replaced[::2][:edges]
     masks = [llvm.chosen_lanes(builder, bits, WIDTH) for bits in replaced[1::2][:edges]]
 
     entry = builder.block
-    before, start, outside, inside, behind, done = (
+    again, before, start, outside, inside, behind, done, end = (
         builder.append_basic_block(name)
-        for name in ("before", "start", "outside", "inside", "behind", "done")
+        for name in ("again", "before", "start", "outside", "inside", "behind", "done", "end")
     )
+    builder.branch(again)
+
+    builder.position_at_end(again)
+    t, own_table, own_shift, own_c = (builder.phi(llvm.I64) for _ in range(4))
+    places = [
+        builder.add(
+            llvm.offset(builder, own_c, c_row, n), llvm.offset(builder, llvm.number(0), c_column, m)
+        )
+        for n in range(rows)
+        for m in range(columns)
+    ]
     builder.cbranch(builder.icmp_signed("!=", accumulate, llvm.number(0)), before, start)
 
     builder.position_at_end(before)
@@ -75,7 +80,7 @@ def _emit(builder, rows, columns, edges, operands):
 
     builder.position_at_end(start)
     first = [builder.phi(_VECTOR) for _ in range(size)]
-    _join(first, [ir.Constant(_VECTOR, [0.0] * WIDTH)] * size, entry)
+    _join(first, [ir.Constant(_VECTOR, [0.0] * WIDTH)] * size, again)
     _join(first, present, before)
     builder.branch(outside)
 
@@ -84,7 +89,7 @@ def _emit(builder, rows, columns, edges, operands):
     entries = builder.mul(i, llvm.number(8))
     a0, b0 = (
         builder.add(llvm.load(builder, builder.add(table, entries), llvm.I64, 8), shift)
-        for table, shift in ((a_table, a_shift), (b_table, b_shift))
+        for table, shift in ((a_table, a_shift), (own_table, own_shift))
     )
     builder.branch(inside)
 
@@ -125,17 +130,29 @@ def _emit(builder, rows, columns, edges, operands):
     builder.position_at_end(done)
     for value, place in zip(updated, places, strict=True):
         llvm.store(builder, value, place, 4)
+    values = t, own_table, own_shift, own_c
+    _join(values, (llvm.number(0), b_table, b_shift, c), entry)
+    following = [
+        builder.add(value, step)
+        for value, step in zip(values, (llvm.number(1), b_next, b_move, c_next), strict=True)
+    ]
+    _join(values, following, done)
+    builder.cbranch(builder.icmp_signed("<", following[0], tiles), again, end)
+    builder.position_at_end(end)
 
 
-_ARGUMENTS = [types.int64] * 21
+_ARGUMENTS = [types.int64] * 24
 
 
 @intrinsic
-def _tile(
+def _tiles(
     typingctx, rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
     b_table, b_shift, b_column, b_step, shift0, mask0, shift1, mask1,
-    c, c_row, c_column, accumulate,
+    c, c_row, c_column, accumulate, tiles, b_next, b_move, c_next,
 ):  # fmt: skip
+    """Tiles of one size: from one to the next B is ``b_next`` bytes further in the table and
+    ``b_move`` bytes in memory, and C is ``c_next`` bytes further."""
+
     def codegen(context, builder, signature, args):
         rows, columns, edges, *operands = args
         end = builder.append_basic_block("end")
@@ -154,14 +171,14 @@ def _tile(
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(*_ARGUMENTS), codegen
+    return types.void(*[types.int64] * 25), codegen
 
 
 @c_function(types.void(*_ARGUMENTS))
 def TILES(
     rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
     b_table, b_shift, b_column, b_step, shift0, mask0, shift1, mask1,
-    c, c_row, c_column, accumulate,
+    c, c_row, c_column, accumulate, products, b_next, c_next,
 ):  # fmt: skip
     """Sums over i and j, ``C[n, m] = sum A[i, n, j] * B[i, m, j]``, lane by lane.
 
@@ -170,6 +187,9 @@ def TILES(
     ``inner``, both at least 1. In B, the lanes of the first ``edges`` masks have in common the
     float that lies ``shift`` bytes behind the vector; with ``UNIFORM`` edges all lanes have that at
     the vector's place. ``accumulate`` adds to C.
+
+    There are as many ``products`` with the same A, at least 1: from one to the next B's table is
+    ``b_next`` and C ``c_next`` bytes further.
     """
     n = 0
     while n < rows:
@@ -188,14 +208,23 @@ def TILES(
                 kind, lanes0, behind0 = 1, lanes1, behind1
             if kind == 1 and lanes0 == 0:
                 kind = 0
-            for m in range(0, columns, wide):
-                _tile(
-                    high, min(wide, columns - m), kind, outer, inner,
+            m = 0
+            while m < columns:
+                # To go on with another tile of the same size costs much less than to begin anew.
+                width = min(wide, columns - m)
+                several = (columns - m) // width if products == 1 else 1
+                table, move, further = b_next, 0, c_next
+                if products == 1:
+                    table, move, further = 0, width * b_column, width * c_column
+                _tiles(
+                    high, width, kind, outer, inner,
                     a_table, a_shift + n * a_row + at, a_row, a_step,
                     b_table, b_shift + m * b_column + at_b, b_column, b_step,
                     behind0, lanes0, behind1, lanes1,
                     c + n * c_row + m * c_column + at, c_row, c_column, accumulate,
+                    max(several, products), table, move, further,
                 )  # fmt: skip
+                m += several * width
         n += high
 
 
@@ -203,7 +232,7 @@ def TILES(
 def call_tiles(
     typingctx, function, rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
     b_table, b_shift, b_column, b_step, shift0, mask0, shift1, mask1,
-    c, c_row, c_column, accumulate,
+    c, c_row, c_column, accumulate, products, b_next, c_next,
 ):  # fmt: skip
     """Calls ``TILES`` by its address, which is not compiled in: each process has another."""
 

@@ -107,8 +107,9 @@ def test_memory_for_the_gradients_of_others_is_their_own(make):
         assert x.is_contiguous() and x.shape == y.shape
 
 
-def test_memory_for_the_gradients_of_others_is_in_their_order():
-    q, k = (torch.randn(2, 5, 3, 4).transpose(1, 2) for _ in range(2))
+@pytest.mark.parametrize("order", [(0, 2, 1, 3), (1, 2, 0, 3), (2, 0, 1, 3)])
+def test_memory_for_the_gradients_of_others_is_in_their_order(order):
+    q, k = (torch.randn(2, 5, 3, 4).permute(order) for _ in range(2))
     for x in empty_parts(q, k):
         assert x.shape == q.shape and x.stride() == q.stride()
 
