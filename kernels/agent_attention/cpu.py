@@ -75,9 +75,6 @@ CROWD = 4096
 """Most elements of the agents of a task's heads together, unless one head alone has more."""
 TASKS = 16
 """Roughly how many tasks a pass has, whatever the threads, for results must not depend on them."""
-CROWDED = 2048
-"""Rows that are a multiple of these bytes apart share a few sets of the first-level cache, where
-they do not stay until they are read again."""
 
 
 class _Split(NamedTuple):
@@ -278,15 +275,13 @@ def _sizes(agents, x, y):
 def _forward_places(sizes, split, bias_size):
     """Where a task's scratch memory has what, in bytes, and its size.
 
-    Of each sample and head: agents, values, sums of weights by lanes, maxima. Then logits, tokens
-    to take products of, rows of tokens, a product to be transposed, and of each head the bias of a
-    block, and the bias in parts.
+    Of each sample and head: agents, values, sums of weights by lanes, maxima. Then logits, two
+    blocks of tokens, what is transposed, and of each head the bias of a block, and the bias in
+    parts.
     """
-    a_size, v_size, tile, rows, turned = _matrix_sizes(sizes, split)
-    tokens, wide = _token_sizes(sizes, split)
+    a_size, v_size, tile, rows, tokens, turned = _matrix_sizes(sizes, split)
     each = a_size, v_size, 64 * rows, 4 * rows
-    of_head = tile, bias_size
-    return _places(split, each, (tile, tokens, wide, turned), of_head)
+    return _places(split, each, (tile, tokens, tokens, turned), (tile, bias_size))
 
 
 @lru_cache(1024)
@@ -294,14 +289,12 @@ def _backward_places(sizes, split, bias_size):
     """Where a task's scratch memory has what, in bytes, and its size.
 
     Of each sample and head: agents, values, gradients of both, mean gradients of logits. Then
-    logits, their gradients, a product to be transposed, two blocks of tokens to take products of,
-    rows of either, rows of gradients of either, and of each head the bias of a block and its
-    gradient, and the bias in parts.
+    logits, their gradients, what is transposed, two blocks of tokens, their gradients, and of each
+    head the bias of a block and its gradient, and the bias in parts.
     """
-    a_size, v_size, tile, rows, turned = _matrix_sizes(sizes, split)
-    tokens, wide = _token_sizes(sizes, split)
+    a_size, v_size, tile, rows, tokens, turned = _matrix_sizes(sizes, split)
     each = a_size, v_size, a_size, v_size, 4 * rows
-    shared = tile, tile, turned, tokens, tokens, wide, wide, wide, wide
+    shared = tile, tile, turned, *[tokens] * 4
     return _places(split, each, shared, (tile, tile, bias_size))
 
 
@@ -315,17 +308,12 @@ def _places(split, each, shared, of_head):
 
 
 def _matrix_sizes(sizes, split):
-    """Bytes of a head's agents and values, of logits, padded agents, and a product turned."""
+    """Bytes of a head's agents, values and logits; padded agents; bytes of a block of tokens of all
+    heads of a task, and of what is transposed of a head."""
     rows, deep, wide = (padded.py_func(sizes[i]) for i in (2, 4, 5))
-    turned = 64 * (max(deep, wide) + split.block)
-    return 4 * rows * deep, 4 * rows * wide, rows * split.row, rows, turned
-
-
-def _token_sizes(sizes, split):
-    """Bytes of a block of tokens of all heads, transposed or not, and of rows."""
-    columns = split.heads * max(sizes[4:])
-    rows = split.block * _spaced.py_func(columns)
-    return max((padded.py_func(columns) + LANES) * split.row, rows), rows
+    tokens = split.block * _spaced.py_func(split.heads * max(sizes[4:]))
+    turned = max(64 * split.block, max(deep, wide) * split.row) + 64 * max(deep, wide)
+    return 4 * rows * deep, 4 * rows * wide, rows * split.row, rows, tokens, turned
 
 
 @inline
@@ -396,40 +384,10 @@ def _are_in_lanes(count):
     return FEWEST_IN_LANES <= count <= LANES
 
 
-@jit
-def _tokens_in(x, sample, heads, first, rows, count, dim, target, row, wide):
-    """Copies rows of heads for ``_logits`` of ``count`` agents: address, bytes to the next head's,
-    and from row to row."""
-    if _are_in_lanes(count):
-        _copy_in(x, sample, heads, first, rows, dim, target, wide)
-        return target, 4 * dim, wide
-    source = _at(x, sample, heads[0], first)
-    if _is_one_row(x, heads, dim):
-        copy_in_transposed(x[0], source, x[4], rows, heads[1] * dim, target, row)
-    else:
-        for h in range(heads[1]):
-            place = target + h * dim * row
-            copy_in_transposed(x[0], source + h * x[3], x[4], rows, dim, place, row)
-    return target, dim * row, row
-
-
 @inline
 def _are_in_place(x, dim):
-    """Whether products can read and write whole vectors of a tensor's rows."""
+    """Whether products can write whole vectors of a tensor's rows."""
     return x[0] == FLOAT and dim % LANES == 0
-
-
-@jit
-def _rows_in(x, sample, heads, first, rows, dim, buffer, row):
-    """Rows of heads as floats, those of the tensor itself or a copy in the buffer.
-
-    Returns:
-        Address, bytes to the next head's, and from row to row.
-    """
-    if _are_in_place(x, dim) and x[4] % CROWDED != 0:
-        return _at(x, sample, heads[0], first), x[3], x[4]
-    _copy_in(x, sample, heads, first, rows, dim, buffer, row)
-    return buffer, 4 * dim, row
 
 
 @inline
@@ -453,21 +411,22 @@ def _head_of(rows, h):
 
 
 @jit
-def _logits(agents, tokens, rows, count, dim, scale, turned, s, row):
-    """Products (agents, rows) of agents, given as floats, and a head's tokens of ``_tokens_in``.
+def _logits(agents, tokens, tokens_row, rows, count, dim, scale, turned, s, row):
+    """Products (agents, rows) of a head's agents and a block of its tokens, both given as floats.
 
-    Columns are filled up to whole vectors. ``turned`` is memory for a product to be transposed.
+    Columns are filled up to whole vectors with zeros. ``turned`` is memory for what is transposed.
     """
     factor, a_row = np.float32(scale), 4 * padded(dim)
     if _are_in_lanes(count):
         products = turned + 64 * padded(dim)
         copy_in_transposed(FLOAT, agents, a_row, count, dim, turned, 64)
-        left = tokens[0], tokens[1], 4
+        left = tokens, tokens_row, 4
         product(rows, 1, dim, left, (turned, 64), (products, 64), factor, False)
         copy_in_transposed(FLOAT, products, 64, rows, LANES, s, row)
     else:
-        left = agents, a_row, 4
-        product(count, padded(rows) // LANES, dim, left, tokens, (s, row), factor, False)
+        copy_in_transposed(FLOAT, tokens, tokens_row, rows, dim, turned, row)
+        left, vectors = (agents, a_row, 4), padded(rows) // LANES
+        product(count, vectors, dim, left, (turned, row), (s, row), factor, False)
 
 
 @jit
@@ -567,14 +526,14 @@ def _aggregate(begin, end, scratch, sizes, split, places, scale, agents, k, v, b
             _fill_bias(bias, heads, count, start, length, fill, parts, at_bias, row)
             for b in range(samples[0], samples[1]):
                 _prefetch_next(k, b, heads, start, samples, tokens, block, dim)
-                keys = _tokens_in(k, b, heads, start, length, count, dim, at_k, row, k_row)
+                _copy_in(k, b, heads, start, length, dim, at_k, k_row)
                 _prefetch_next(v, b, heads, start, samples, tokens, block, dim_v)
-                y = _rows_in(v, b, heads, start, length, dim_v, at_v, y_row)
+                _copy_in(v, b, heads, start, length, dim_v, at_v, y_row)
                 for h in range(heads[1]):
                     slot = (b - samples[0]) * heads[1] + h
                     a, sums = at_agents + slot * a_size, at_values + slot * v_size
-                    own = _head_of(keys, h)
-                    _logits(a, own, length, count, dim, scale, turned, at_s, row)
+                    own = at_k + 4 * h * dim
+                    _logits(a, own, k_row, length, count, dim, scale, turned, at_s, row)
                     _softmax_rows(
                         at_s,
                         at_bias + h * rows * row,
@@ -588,8 +547,8 @@ def _aggregate(begin, end, scratch, sizes, split, places, scale, agents, k, v, b
                         first,
                     )
                     weights, out = (at_s, row, 4), (sums, v_row)
-                    own = _head_of(y, h)
-                    product(count, wide // LANES, length, weights, own, out, ONE, not first)
+                    y = at_v + 4 * h * dim_v, y_row
+                    product(count, wide // LANES, length, weights, y, out, ONE, not first)
         for b in range(samples[0], samples[1]):
             for h in range(heads[1]):
                 slot = (b - samples[0]) * heads[1] + h
@@ -646,13 +605,13 @@ def _broadcast(begin, end, scratch, sizes, split, places, scale, agents, q, out,
             for b in range(samples[0], samples[1]):
                 _prefetch_next(q, b, heads, start, samples, tokens, block, dim)
                 _prefetch_next(out, b, heads, start, samples, tokens, block, dim_v)
-                queries = _tokens_in(q, b, heads, start, length, count, dim, at_q, row, q_row)
+                _copy_in(q, b, heads, start, length, dim, at_q, q_row)
                 y = _rows_out(out, b, heads, start, dim_v, at_out, out_row)
                 for h in range(heads[1]):
                     slot = (b - samples[0]) * heads[1] + h
                     a, v = at_agents + slot * a_size, (at_values + slot * v_size, v_row)
-                    own = _head_of(queries, h)
-                    _logits(a, own, length, count, dim, scale, turned, at_s, row)
+                    own = at_q + 4 * h * dim
+                    _logits(a, own, q_row, length, count, dim, scale, turned, at_s, row)
                     place = lse + 4 * ((b * all_heads + heads[0] + h) * all_tokens + start)
                     _softmax_columns(at_s, at_bias + h * rows * row, row, count, length, place)
                     weights, own = (at_s, 4, row), _head_of(y, h)
@@ -739,9 +698,8 @@ def _gradients(
     v_sums, deltas, at_s = scratch + places[3], scratch + places[4], scratch + places[5]
     at_g, turned = scratch + places[6], scratch + places[7]
     at_x, at_y = scratch + places[8], scratch + places[9]
-    x_rows, y_rows = scratch + places[10], scratch + places[11]
-    at_dx, at_dy = scratch + places[12], scratch + places[13]
-    at_bias, bias_grad, parts = scratch + places[14], scratch + places[15], scratch + places[16]
+    at_dx, at_dy = scratch + places[10], scratch + places[11]
+    at_bias, bias_grad, parts = scratch + places[12], scratch + places[13], scratch + places[14]
     matrix = 4 * count * dim_v
     values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v, 4)
     factor = np.float32(scale)
@@ -780,30 +738,27 @@ def _gradients(
             for b in range(samples[0], samples[1]):
                 _prefetch_next(x, b, heads, start, samples, tokens, block, dim)
                 _prefetch_next(dx, b, heads, start, samples, tokens, block, dim)
-                to_x = _tokens_in(x, b, heads, start, length, count, dim, at_x, row, x_row)
+                _copy_in(x, b, heads, start, length, dim, at_x, x_row)
                 _prefetch_next(y, b, heads, start, samples, tokens, block, dim_v)
-                to_y = _tokens_in(y, b, heads, start, length, count, dim_v, at_y, row, y_row)
+                _copy_in(y, b, heads, start, length, dim_v, at_y, y_row)
                 _prefetch_next(dy, b, heads, start, samples, tokens, block, dim_v)
-                of_x = _rows_in(x, b, heads, start, length, dim, x_rows, x_row)
                 of_dx = _rows_out(dx, b, heads, start, dim, at_dx, x_row)
-                of_y = _rows_in(y, b, heads, start, length, dim_v, y_rows, y_row)
                 of_dy = _rows_out(dy, b, heads, start, dim_v, at_dy, y_row)
                 for h in range(heads[1]):
                     slot = (b - samples[0]) * heads[1] + h
                     place = b * all_heads + heads[0] + h
                     a, v = (at_agents + slot * a_size, a_row), (at_values + slot * v_size, v_row)
                     own_bias, own_grad = at_bias + h * tile, bias_grad + h * tile
-                    own = _head_of(to_x, h)
-                    _logits(a[0], own, length, count, dim, scale, turned, at_s, row)
-                    own = _head_of(to_y, h)
-                    _logits(v[0], own, length, count, dim_v, 1.0, turned, at_g, row)
+                    own_x, own_y = at_x + 4 * h * dim, at_y + 4 * h * dim_v
+                    _logits(a[0], own_x, x_row, length, count, dim, scale, turned, at_s, row)
+                    _logits(v[0], own_y, y_row, length, count, dim_v, 1.0, turned, at_g, row)
                     if of_queries:
                         at_lse = lse + 4 * (place * all_tokens + start)
                         _column_gradients(
                             at_s, at_g, own_bias, own_grad, row, count, length, at_lse
                         )
                         weights, out = (at_s, row, 4), (v_sums + slot * v_size, v_row)
-                        own = _head_of(of_y, h)
+                        own = own_y, y_row
                         product(count, wide // LANES, length, weights, own, out, ONE, later)
                     else:
                         delta, at_lse = deltas + 4 * slot * rows, lse + 4 * place * count
@@ -813,7 +768,7 @@ def _gradients(
                         weights, own = (at_s, 4, row), _head_of(of_dy, h)
                         product(length, wide // LANES, count, weights, v, own, ONE, False)
                     slopes, out = (at_g, row, 4), (a_sums + slot * a_size, a_row)
-                    own = _head_of(of_x, h)
+                    own = own_x, x_row
                     product(count, deep // LANES, length, slopes, own, out, factor, later)
                     slopes, own = (at_g, 4, row), _head_of(of_dx, h)
                     product(length, deep // LANES, count, slopes, a, own, factor, False)
