@@ -12,7 +12,7 @@ each.
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -193,6 +193,9 @@ class SpatialReductionAttention(nn.Module):
         proj_drop: Dropout after the projection.
     """
 
+    _used_twice: ClassVar[tuple[int, ...]] = ()
+    """Which of queries, keys and values, from the last one back, ``attend`` has a second use of."""
+
     def __init__(
         self, dim: int, num_heads: int, sr_ratio: int = 1, proj_drop: float = 0.0, **dd: Any
     ):
@@ -215,7 +218,8 @@ class SpatialReductionAttention(nn.Module):
 
     def _unpack(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
         """The last ``count`` of queries, keys and values, and once more what has a second use."""
-        return unpack(x.unflatten(-1, (count, -1)), 2)
+        again = tuple(i for i in self._used_twice if -i <= count)
+        return unpack(x.unflatten(-1, (count, -1)), 2, again)
 
     def project(self, x: torch.Tensor) -> tuple[Any, ...]:
         """What ``attend`` takes, from a map (B, H, W, C)."""
@@ -265,6 +269,8 @@ class AgentAttention(SpatialReductionAttention):
         proj_drop: Dropout after the projection.
     """
 
+    _used_twice = (-1, -3)  # values are convolved, queries pooled
+
     def __init__(
         self,
         dim: int,
@@ -293,10 +299,6 @@ class AgentAttention(SpatialReductionAttention):
         """Makes the biases parameters of another map size."""
         self.key_bias.set_map_size(self._key_size(size))
         self.query_bias.set_map_size(size)
-
-    def _unpack(self, x: torch.Tensor, count: int) -> tuple[torch.Tensor, ...]:
-        again = (2, 0) if count == 3 else (1,)  # values, which are convolved; queries are pooled
-        return unpack(x.unflatten(-1, (count, -1)), 2, again)
 
     def pool(self, q: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
         """Agents (B, n, C): the queries (B, P + H * W, C) of a map of a size, pooled."""

@@ -38,6 +38,7 @@ __all__ = [
     "exponentials",
     "inner_product",
     "multiply",
+    "odd_lines",
     "padded",
     "read",
     "scale_row",
@@ -47,11 +48,20 @@ __all__ = [
     "write",
 ]
 
+VECTOR = 64
+"""Bytes of a vector of 16 floats, and of a cache line."""
+
 
 @inline
 def padded(count):
     """Next multiple of 16."""
     return (count + LANES - 1) // LANES * LANES
+
+
+@inline
+def odd_lines(size):
+    """Next odd number of cache lines, in bytes: rows of that spread over the cache's sets."""
+    return ((size + VECTOR - 1) // VECTOR | 1) * VECTOR
 
 
 @inline

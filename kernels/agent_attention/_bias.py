@@ -146,8 +146,14 @@ def _matrix_in(x, head, count, first, tokens, target, target_row):
 
 
 @jit
-def bias_in(bias, head, count, memory):
-    """Copies the parts of a head's bias to scratch memory."""
+def bias_in(bias, heads, count, memory):
+    """Copies the parts of the biases of heads, the first and how many, to scratch memory."""
+    for h in range(heads[1]):
+        _parts_in(bias, heads[0] + h, count, memory + h * bias[6][-1])
+
+
+@jit
+def _parts_in(bias, head, count, memory):
     sizes, _, rows, columns, resized, prefix, places = bias
     kind, _, height, width, h, w, before = sizes
     if kind == IN_PARTS:
@@ -162,8 +168,16 @@ def bias_in(bias, head, count, memory):
 
 
 @jit
-def fill_bias(bias, head, count, first, tokens, fill, memory, target, row):
-    """Puts the bias of all agents and a block of tokens together; ``fill`` follows the tokens."""
+def fill_bias(bias, heads, count, first, tokens, fill, memory, target, row):
+    """Puts the biases of heads together, of all agents and a block of tokens, which ``fill``
+    follows."""
+    for h in range(heads[1]):
+        own, place = memory + h * bias[6][-1], target + h * padded(count) * row
+        _fill_of_head(bias, heads[0] + h, count, first, tokens, fill, own, place, row)
+
+
+@jit
+def _fill_of_head(bias, head, count, first, tokens, fill, memory, target, row):
     kind = bias[0][0]
     if kind == ABSENT:
         clear(target, count * row // 4)

@@ -9,22 +9,16 @@ A task has a few heads, of which tokens have the rows side by side: these are br
 for memory is fast only where neighbours are read together.
 """
 
-from functools import lru_cache
-from itertools import accumulate
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
 from .._blocks import (
     clear,
-    copy_in,
     copy_in_transposed,
     copy_out,
     inner_product,
     padded,
     scale_row,
-    share,
 )
 from .._elements import store_as
 from .._jit import inline, jit
@@ -41,7 +35,6 @@ from .._vectors import (
     load_lanes,
     log,
     maximum,
-    prefetch,
     put,
     reduce_add,
     reduce_max,
@@ -58,6 +51,16 @@ from ._bias import (
     fill_bias,
 )
 from ._matrices import FLOAT, ONE, Sums, add_up, empty_floats, product
+from ._tasks import backward_places, forward_places, share_out, sizes_of, task_of
+from ._tokens import (
+    agents_in,
+    are_in_place,
+    head_of,
+    prefetch_next,
+    rows_out,
+    tokens_in,
+    tokens_out,
+)
 
 LOWEST = np.float32(-3e38)
 """Below all finite logits; -inf minus it is still -inf."""
@@ -67,61 +70,6 @@ FEWEST_IN_LANES = 13
 """Fewest agents that are worth a vector of 16."""
 ROWS_OF_VALUES = 256
 """Fewest rows of values that are worth a thread."""
-HEADS = 4
-"""Most heads of a task."""
-WIDE = 128
-"""Most elements of the rows of a task's heads together, unless one head alone has more."""
-CROWD = 4096
-"""Most elements of the agents of a task's heads together, unless one head alone has more."""
-TASKS = 16
-"""Roughly how many tasks a pass has, whatever the threads, for results must not depend on them."""
-
-
-class _Split(NamedTuple):
-    """How a pass over the tokens of a batch is shared out to tasks, each of a few heads."""
-
-    group: int  # samples of a task
-    chunk: int  # tokens of a task
-    block: int  # tokens worked on at once
-    row: int  # bytes of a row of logits
-    heads: int  # most heads of a task
-    groups: int
-    chunks: int
-    shares: int  # of the heads
-
-    @property
-    def tasks(self):
-        return self.groups * self.shares * self.chunks
-
-
-@lru_cache(1024)
-def _split(batch, heads, tokens, agents, dim):
-    # A chunk has sums of the size of the agents: it must not be short.
-    chunk = _even_part(tokens, max(256, 8 * agents))
-    block = _even_part(chunk, max(32, min(96, 8192 // agents)))
-    chunks = max(1, -(-tokens // chunk))
-    shares = -(-heads // max(1, min(HEADS, WIDE // dim, CROWD // (agents * dim))))
-    # The more samples a bias is put together for, the better, while there are enough tasks.
-    groups = max(1, min(batch, -(-TASKS // max(shares * chunks, 1))))
-    some = -(-heads // max(shares, 1))
-    group = max(1, min(-(-batch // groups), 8, 65536 // (agents * dim * max(some, 1))))
-    row = _spaced.py_func(block)
-    return _Split(group, chunk, block, row, some, -(-batch // group), chunks, shares)
-
-
-@inline
-def _spaced(columns):
-    """Bytes of a row of floats with a vector to spare.
-
-    There are an odd number of vectors, to spread rows over the cache's sets.
-    """
-    return 64 * (((columns + LANES - 1) // LANES + 1) | 1)
-
-
-def _even_part(length, most):
-    """Length of parts that are about equal, in whole vectors, and not much longer than ``most``."""
-    parts = max(1, round(length / most))
-    return max(LANES, padded.py_func(-(-length // parts)))
 
 
 def _by_token(batch, heads, tokens, dim, dtype):
@@ -139,15 +87,16 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
     batch, heads, count, _ = agents.shape
     dim = v.shape[3]
 
-    split = _split(batch, heads, k.shape[2], count, dim)
+    sizes = sizes_of(agents, k, v)
+    split = share_out(sizes)
     bias, owner = bias_arguments(key_bias, k.shape[2], count, split.block)
-    places = _forward_places(_sizes(agents, k, v), split, bias[-1][-1])
+    places = forward_places(sizes, split, bias[-1][-1])
     parts = empty_floats(split.chunks, batch, heads, count, dim)
     lse_parts = empty_floats(split.chunks, batch, heads, count)
     parallel_for(
         _aggregate,
         split.tasks,
-        _sizes(agents, k, v),
+        sizes,
         tuple(split),
         places,
         scales[0],
@@ -169,15 +118,16 @@ def forward(q, k, v, agents, key_bias, query_bias, scales):
             min_chunk=ROWS_OF_VALUES,
         )
 
-    split = _split(batch, heads, q.shape[2], count, dim)
+    sizes = sizes_of(agents, q, v)
+    split = share_out(sizes)
     bias, owner = bias_arguments(query_bias, q.shape[2], count, split.block)
-    places = _forward_places(_sizes(agents, q, v), split, bias[-1][-1])
+    places = forward_places(sizes, split, bias[-1][-1])
     out = _by_token(*q.shape[:3], dim, v.dtype)
     query_lse = empty_floats(*q.shape[:3])
     parallel_for(
         _broadcast,
         split.tasks,
-        _sizes(agents, q, v),
+        sizes,
         tuple(split),
         places,
         scales[1],
@@ -210,7 +160,7 @@ def backward(
     """
     grad, q, k, v, agents = with_contiguous_rows(grad, q, k, v, agents)
     dq, dk, dv = allocate(q, k, v)
-    query_split, key_split = [_split(*x.shape[:3], agents.shape[2], v.shape[3]) for x in (q, k)]
+    query_split, key_split = (share_out(sizes_of(agents, *x)) for x in ((q, grad), (k, v)))
     (key_sums, key_sizes), (query_sums, query_sizes) = (
         bias_sums(key_bias, key_split),
         bias_sums(query_bias, query_split),
@@ -224,8 +174,8 @@ def backward(
 
     def run(of_queries, split, scale, x, y, dx, dy, bias_parts, bias_places, lse, agent_sums):
         bias, owner = bias_arguments(bias_parts, x.shape[2], agents.shape[2], split.block)
-        shape = _sizes(agents, x, y)
-        scratch = _backward_places(shape, split, bias[-1][-1])
+        shape = sizes_of(agents, x, y)
+        scratch = backward_places(shape, split, bias[-1][-1])
         parallel_for(
             _gradients,
             split.tasks,
@@ -267,114 +217,6 @@ def backward(
     return grads, key_grads, query_grads
 
 
-def _sizes(agents, x, y):
-    return *agents.shape[:3], *x.shape[2:], y.shape[3]
-
-
-@lru_cache(1024)
-def _forward_places(sizes, split, bias_size):
-    """Where a task's scratch memory has what, in bytes, and its size.
-
-    Of each sample and head: agents, values, sums of weights by lanes, maxima. Then logits, two
-    blocks of tokens, what is transposed, and of each head the bias of a block, and the bias in
-    parts.
-    """
-    a_size, v_size, tile, rows, tokens, turned = _matrix_sizes(sizes, split)
-    each = a_size, v_size, 64 * rows, 4 * rows
-    return _places(split, each, (tile, tokens, tokens, turned), (tile, bias_size))
-
-
-@lru_cache(1024)
-def _backward_places(sizes, split, bias_size):
-    """Where a task's scratch memory has what, in bytes, and its size.
-
-    Of each sample and head: agents, values, gradients of both, mean gradients of logits. Then
-    logits, their gradients, what is transposed, two blocks of tokens, their gradients, and of each
-    head the bias of a block and its gradient, and the bias in parts.
-    """
-    a_size, v_size, tile, rows, tokens, turned = _matrix_sizes(sizes, split)
-    each = a_size, v_size, a_size, v_size, 4 * rows
-    shared = tile, tile, turned, *[tokens] * 4
-    return _places(split, each, shared, (tile, tile, bias_size))
-
-
-def _places(split, each, shared, of_head):
-    sizes = (
-        *(split.group * split.heads * size for size in each),
-        *shared,
-        *(split.heads * size for size in of_head),
-    )
-    return (0, *accumulate(sizes))
-
-
-def _matrix_sizes(sizes, split):
-    """Bytes of a head's agents, values and logits; padded agents; bytes of a block of tokens of all
-    heads of a task, and of what is transposed of a head."""
-    rows, deep, wide = (padded.py_func(sizes[i]) for i in (2, 4, 5))
-    tokens = split.block * _spaced.py_func(split.heads * max(sizes[4:]))
-    turned = max(64 * split.block, max(deep, wide) * split.row) + 64 * max(deep, wide)
-    return 4 * rows * deep, 4 * rows * wide, rows * split.row, rows, tokens, turned
-
-
-@inline
-def _task(task, sizes, split):
-    """Group and chunk of a task, its first and number of heads, ranges of samples and tokens."""
-    group, chunk, _, _, _, _, chunks, shares = split
-    i, c = divmod(task, chunks)
-    g, part = divmod(i, shares)
-    samples = g * group, min((g + 1) * group, sizes[0])
-    tokens = c * chunk, min((c + 1) * chunk, sizes[3])
-    return g, c, share(part, shares, sizes[1]), samples, tokens
-
-
-@inline
-def _at(x, sample, head, token):
-    """Address of a row of a tensor."""
-    return x[1] + sample * x[2] + head * x[3] + token * x[4]
-
-
-@jit
-def _prefetch_next(x, sample, heads, start, samples, tokens, block, columns):
-    """Begins to bring in the rows that a task turns to next, which hardware does not foresee."""
-    start = start if sample + 1 < samples[1] else start + block
-    sample = sample + 1 if sample + 1 < samples[1] else samples[0]
-    size = columns * (4 if x[0] == FLOAT else 2)
-    for i in range(start, min(start + block, tokens[1])):
-        for head in range(heads[0], heads[0] + heads[1]):
-            source = _at(x, sample, head, i)
-            for j in range(0, size, 64):
-                prefetch(source + j)
-
-
-@inline
-def _is_one_row(x, heads, dim):
-    """Whether the rows of a token's heads are one row."""
-    return heads[1] == 1 or x[3] == dim * (4 if x[0] == FLOAT else 2)
-
-
-@jit
-def _copy_in(x, sample, heads, first, rows, dim, target, row):
-    """Copies rows of heads to floats, (rows, heads * dim)."""
-    source = _at(x, sample, heads[0], first)
-    if _is_one_row(x, heads, dim):
-        copy_in(x[0], source, x[4], rows, heads[1] * dim, target, row)
-        return
-    # What fills up a head's vectors makes place for the next one.
-    for h in range(heads[1]):
-        copy_in(x[0], source + h * x[3], x[4], rows, dim, target + 4 * h * dim, row)
-
-
-@jit
-def _copy_out(x, sample, heads, first, rows, dim, source, row):
-    """Copies floats (rows, heads * dim) to rows of heads."""
-    target = _at(x, sample, heads[0], first)
-    if _is_one_row(x, heads, dim):
-        copy_out(x[0], source, row, rows, heads[1] * dim, target, x[4])
-        return
-    for h in range(heads[1]):
-        copy_out(x[0], source + 4 * h * dim, row, rows, dim, target + h * x[3], x[4])
-
-
 @inline
 def _are_in_lanes(count):
     """Whether agents are the columns of products that are then transposed.
@@ -382,32 +224,6 @@ def _are_in_lanes(count):
     Where they about fill a vector, there is less to transpose in them than in tokens.
     """
     return FEWEST_IN_LANES <= count <= LANES
-
-
-@inline
-def _are_in_place(x, dim):
-    """Whether products can write whole vectors of a tensor's rows."""
-    return x[0] == FLOAT and dim % LANES == 0
-
-
-@inline
-def _rows_out(x, sample, heads, first, dim, buffer, row):
-    """Where rows of heads are to be written as floats: the tensor itself, or a buffer.
-
-    In the latter what fills up a head's vectors makes place for the next one.
-
-    Returns:
-        Address, bytes to the next head's, and from row to row.
-    """
-    if _are_in_place(x, dim):
-        return _at(x, sample, heads[0], first), x[3], x[4]
-    return buffer, 4 * dim, row
-
-
-@inline
-def _head_of(rows, h):
-    """Address and row of a head of several."""
-    return rows[0] + h * rows[1], rows[2]
 
 
 @jit
@@ -427,31 +243,6 @@ def _logits(agents, tokens, tokens_row, rows, count, dim, scale, turned, s, row)
         copy_in_transposed(FLOAT, tokens, tokens_row, rows, dim, turned, row)
         left, vectors = (agents, a_row, 4), padded(rows) // LANES
         product(count, vectors, dim, left, (turned, row), (s, row), factor, False)
-
-
-@jit
-def _agents_in(x, samples, heads, count, columns, target):
-    """Copies the rows of all agents of each sample and head to floats."""
-    row = 4 * padded(columns)
-    for b in range(samples[0], samples[1]):
-        for head in range(heads[0], heads[0] + heads[1]):
-            copy_in(x[0], _at(x, b, head, 0), x[4], count, columns, target, row)
-            target += padded(count) * row
-
-
-@jit
-def _bias_in(bias, heads, count, memory):
-    """Copies the parts of the biases of heads to scratch memory."""
-    for h in range(heads[1]):
-        bias_in(bias, heads[0] + h, count, memory + h * bias[6][-1])
-
-
-@jit
-def _fill_bias(bias, heads, count, first, tokens, fill, memory, target, row):
-    """Puts the biases of heads together, of all agents and a block of tokens."""
-    for h in range(heads[1]):
-        own, place = memory + h * bias[6][-1], target + h * padded(count) * row
-        fill_bias(bias, heads[0] + h, count, first, tokens, fill, own, place, row)
 
 
 @jit
@@ -508,32 +299,32 @@ def _softmax_columns(s, bias, row, count, tokens, lse):
 def _aggregate(begin, end, scratch, sizes, split, places, scale, agents, k, v, bias, values, lse):
     """The agents' values by a chunk of keys, and the log-sum-exp of its logits."""
     batch, all_heads, count, _, dim, dim_v = sizes
-    wide, rows, block, row = padded(dim_v), padded(count), split[2], split[3]
+    wide, rows = padded(dim_v), padded(count)
+    block, row, line = split[2], split[3], split[5]
     a_size, v_row, v_size = 4 * rows * padded(dim), 4 * wide, 4 * rows * wide
-    k_row, y_row = _spaced(split[4] * dim), _spaced(split[4] * dim_v)
     at_agents, at_values, totals = scratch, scratch + places[1], scratch + places[2]
     tops, at_s, at_k = scratch + places[3], scratch + places[4], scratch + places[5]
     at_v, turned = scratch + places[6], scratch + places[7]
     at_bias, parts = scratch + places[8], scratch + places[9]
     for task in range(begin, end):
-        _, chunk, heads, samples, tokens = _task(task, sizes, split)
-        _agents_in(agents, samples, heads, count, dim, at_agents)
-        _bias_in(bias, heads, count, parts)
+        _, chunk, heads, samples, tokens = task_of(task, sizes, split)
+        agents_in(agents, samples, heads, count, dim, at_agents)
+        bias_in(bias, heads, count, parts)
         for start in range(tokens[0], tokens[1], block):
             length, first = min(block, tokens[1] - start), start == tokens[0]
             # Logits of -inf fill up the last vector.
             fill = np.float32(-np.inf)
-            _fill_bias(bias, heads, count, start, length, fill, parts, at_bias, row)
+            fill_bias(bias, heads, count, start, length, fill, parts, at_bias, row)
             for b in range(samples[0], samples[1]):
-                _prefetch_next(k, b, heads, start, samples, tokens, block, dim)
-                _copy_in(k, b, heads, start, length, dim, at_k, k_row)
-                _prefetch_next(v, b, heads, start, samples, tokens, block, dim_v)
-                _copy_in(v, b, heads, start, length, dim_v, at_v, y_row)
+                prefetch_next(k, b, heads, start, samples, tokens, block, dim)
+                tokens_in(k, b, heads, start, length, dim, at_k, line)
+                prefetch_next(v, b, heads, start, samples, tokens, block, dim_v)
+                tokens_in(v, b, heads, start, length, dim_v, at_v, line)
                 for h in range(heads[1]):
                     slot = (b - samples[0]) * heads[1] + h
                     a, sums = at_agents + slot * a_size, at_values + slot * v_size
                     own = at_k + 4 * h * dim
-                    _logits(a, own, k_row, length, count, dim, scale, turned, at_s, row)
+                    _logits(a, own, line, length, count, dim, scale, turned, at_s, row)
                     _softmax_rows(
                         at_s,
                         at_bias + h * rows * row,
@@ -547,7 +338,7 @@ def _aggregate(begin, end, scratch, sizes, split, places, scale, agents, k, v, b
                         first,
                     )
                     weights, out = (at_s, row, 4), (sums, v_row)
-                    y = at_v + 4 * h * dim_v, y_row
+                    y = at_v + 4 * h * dim_v, line
                     product(count, wide // LANES, length, weights, y, out, ONE, not first)
         for b in range(samples[0], samples[1]):
             for h in range(heads[1]):
@@ -586,38 +377,38 @@ def _combine(begin, end, chunks, rows, dim, values, lse, out, out_lse):
 def _broadcast(begin, end, scratch, sizes, split, places, scale, agents, q, out, bias, values, lse):
     """A chunk of the output, and the log-sum-exp of its logits."""
     _, all_heads, count, all_tokens, dim, dim_v = sizes
-    wide, rows, block, row = padded(dim_v), padded(count), split[2], split[3]
+    wide, rows = padded(dim_v), padded(count)
+    block, row, line = split[2], split[3], split[5]
     a_size, v_row, v_size = 4 * rows * padded(dim), 4 * wide, 4 * rows * wide
-    q_row, out_row = _spaced(split[4] * dim), _spaced(split[4] * dim_v)
     at_agents, at_values = scratch, scratch + places[1]
     at_s, at_q, at_out = scratch + places[4], scratch + places[5], scratch + places[6]
     turned, at_bias, parts = scratch + places[7], scratch + places[8], scratch + places[9]
     matrix = 4 * count * dim_v
     values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v, 4)
     for task in range(begin, end):
-        _, _, heads, samples, tokens = _task(task, sizes, split)
-        _agents_in(agents, samples, heads, count, dim, at_agents)
-        _agents_in(values, samples, heads, count, dim_v, at_values)
-        _bias_in(bias, heads, count, parts)
+        _, _, heads, samples, tokens = task_of(task, sizes, split)
+        agents_in(agents, samples, heads, count, dim, at_agents)
+        agents_in(values, samples, heads, count, dim_v, at_values)
+        bias_in(bias, heads, count, parts)
         for start in range(tokens[0], tokens[1], block):
             length, fill = min(block, tokens[1] - start), np.float32(0)
-            _fill_bias(bias, heads, count, start, length, fill, parts, at_bias, row)
+            fill_bias(bias, heads, count, start, length, fill, parts, at_bias, row)
             for b in range(samples[0], samples[1]):
-                _prefetch_next(q, b, heads, start, samples, tokens, block, dim)
-                _prefetch_next(out, b, heads, start, samples, tokens, block, dim_v)
-                _copy_in(q, b, heads, start, length, dim, at_q, q_row)
-                y = _rows_out(out, b, heads, start, dim_v, at_out, out_row)
+                prefetch_next(q, b, heads, start, samples, tokens, block, dim)
+                prefetch_next(out, b, heads, start, samples, tokens, block, dim_v)
+                tokens_in(q, b, heads, start, length, dim, at_q, line)
+                y = rows_out(out, b, heads, start, dim_v, at_out, line)
                 for h in range(heads[1]):
                     slot = (b - samples[0]) * heads[1] + h
                     a, v = at_agents + slot * a_size, (at_values + slot * v_size, v_row)
                     own = at_q + 4 * h * dim
-                    _logits(a, own, q_row, length, count, dim, scale, turned, at_s, row)
+                    _logits(a, own, line, length, count, dim, scale, turned, at_s, row)
                     place = lse + 4 * ((b * all_heads + heads[0] + h) * all_tokens + start)
                     _softmax_columns(at_s, at_bias + h * rows * row, row, count, length, place)
-                    weights, own = (at_s, 4, row), _head_of(y, h)
+                    weights, own = (at_s, 4, row), head_of(y, h)
                     product(length, wide // LANES, count, weights, v, own, ONE, False)
-                if not _are_in_place(out, dim_v):
-                    _copy_out(out, b, heads, start, length, dim_v, at_out, out_row)
+                if not are_in_place(out, dim_v):
+                    tokens_out(out, b, heads, start, length, dim_v, at_out, line)
 
 
 @jit
@@ -692,8 +483,7 @@ def _gradients(
     batch, all_heads, count, all_tokens, dim, dim_v = sizes
     deep, wide, rows, block, row = padded(dim), padded(dim_v), padded(count), split[2], split[3]
     a_row, v_row, a_size, v_size = 4 * deep, 4 * wide, 4 * rows * deep, 4 * rows * wide
-    x_row, y_row, tile = _spaced(split[4] * dim), _spaced(split[4] * dim_v), rows * row
-    slots, chunks = split[0] * split[4], split[6]
+    slots, line, chunks, tile = split[0] * split[4], split[5], split[7], rows * row
     at_agents, at_values, a_sums = scratch, scratch + places[1], scratch + places[2]
     v_sums, deltas, at_s = scratch + places[3], scratch + places[4], scratch + places[5]
     at_g, turned = scratch + places[6], scratch + places[7]
@@ -704,17 +494,17 @@ def _gradients(
     values = (FLOAT, values, all_heads * matrix, matrix, 4 * dim_v, 4)
     factor = np.float32(scale)
     for task in range(begin, end):
-        g, chunk, heads, samples, tokens = _task(task, sizes, split)
-        _agents_in(agents, samples, heads, count, dim, at_agents)
-        _bias_in(bias, heads, count, parts)
+        g, chunk, heads, samples, tokens = task_of(task, sizes, split)
+        agents_in(agents, samples, heads, count, dim, at_agents)
+        bias_in(bias, heads, count, parts)
         if tokens[0] == tokens[1]:
             # No block is to come, the first of which writes the sums.
             clear(a_sums, slots * (a_size + v_size) // 4)
         if of_queries:
-            _agents_in(values, samples, heads, count, dim_v, at_values)
+            agents_in(values, samples, heads, count, dim_v, at_values)
         else:
             # No sums of values' gradients are wanted: their memory lends itself to the values.
-            _agents_in(values, samples, heads, count, dim_v, v_sums)
+            agents_in(values, samples, heads, count, dim_v, v_sums)
             clear(at_values, slots * v_size // 4)
             for b in range(samples[0], samples[1]):
                 for h in range(heads[1]):
@@ -733,49 +523,49 @@ def _gradients(
             length, later = min(block, tokens[1] - start), start > tokens[0]
             vectors = padded(length) // LANES
             fill = np.float32(0) if of_queries else np.float32(-np.inf)
-            _fill_bias(bias, heads, count, start, length, fill, parts, at_bias, row)
+            fill_bias(bias, heads, count, start, length, fill, parts, at_bias, row)
             clear(bias_grad, heads[1] * tile // 4)
             for b in range(samples[0], samples[1]):
-                _prefetch_next(x, b, heads, start, samples, tokens, block, dim)
-                _prefetch_next(dx, b, heads, start, samples, tokens, block, dim)
-                _copy_in(x, b, heads, start, length, dim, at_x, x_row)
-                _prefetch_next(y, b, heads, start, samples, tokens, block, dim_v)
-                _copy_in(y, b, heads, start, length, dim_v, at_y, y_row)
-                _prefetch_next(dy, b, heads, start, samples, tokens, block, dim_v)
-                of_dx = _rows_out(dx, b, heads, start, dim, at_dx, x_row)
-                of_dy = _rows_out(dy, b, heads, start, dim_v, at_dy, y_row)
+                prefetch_next(x, b, heads, start, samples, tokens, block, dim)
+                prefetch_next(dx, b, heads, start, samples, tokens, block, dim)
+                tokens_in(x, b, heads, start, length, dim, at_x, line)
+                prefetch_next(y, b, heads, start, samples, tokens, block, dim_v)
+                tokens_in(y, b, heads, start, length, dim_v, at_y, line)
+                prefetch_next(dy, b, heads, start, samples, tokens, block, dim_v)
+                of_dx = rows_out(dx, b, heads, start, dim, at_dx, line)
+                of_dy = rows_out(dy, b, heads, start, dim_v, at_dy, line)
                 for h in range(heads[1]):
                     slot = (b - samples[0]) * heads[1] + h
                     place = b * all_heads + heads[0] + h
                     a, v = (at_agents + slot * a_size, a_row), (at_values + slot * v_size, v_row)
                     own_bias, own_grad = at_bias + h * tile, bias_grad + h * tile
                     own_x, own_y = at_x + 4 * h * dim, at_y + 4 * h * dim_v
-                    _logits(a[0], own_x, x_row, length, count, dim, scale, turned, at_s, row)
-                    _logits(v[0], own_y, y_row, length, count, dim_v, 1.0, turned, at_g, row)
+                    _logits(a[0], own_x, line, length, count, dim, scale, turned, at_s, row)
+                    _logits(v[0], own_y, line, length, count, dim_v, 1.0, turned, at_g, row)
                     if of_queries:
                         at_lse = lse + 4 * (place * all_tokens + start)
                         _column_gradients(
                             at_s, at_g, own_bias, own_grad, row, count, length, at_lse
                         )
                         weights, out = (at_s, row, 4), (v_sums + slot * v_size, v_row)
-                        own = own_y, y_row
+                        own = own_y, line
                         product(count, wide // LANES, length, weights, own, out, ONE, later)
                     else:
                         delta, at_lse = deltas + 4 * slot * rows, lse + 4 * place * count
                         _row_gradients(
                             at_s, at_g, own_bias, own_grad, row, count, vectors, at_lse, delta
                         )
-                        weights, own = (at_s, 4, row), _head_of(of_dy, h)
+                        weights, own = (at_s, 4, row), head_of(of_dy, h)
                         product(length, wide // LANES, count, weights, v, own, ONE, False)
                     slopes, out = (at_g, row, 4), (a_sums + slot * a_size, a_row)
-                    own = own_x, x_row
+                    own = own_x, line
                     product(count, deep // LANES, length, slopes, own, out, factor, later)
-                    slopes, own = (at_g, 4, row), _head_of(of_dx, h)
+                    slopes, own = (at_g, 4, row), head_of(of_dx, h)
                     product(length, deep // LANES, count, slopes, a, own, factor, False)
-                if not _are_in_place(dx, dim):
-                    _copy_out(dx, b, heads, start, length, dim, at_dx, x_row)
-                if not (of_queries or _are_in_place(dy, dim_v)):
-                    _copy_out(dy, b, heads, start, length, dim_v, at_dy, y_row)
+                if not are_in_place(dx, dim):
+                    tokens_out(dx, b, heads, start, length, dim, at_dx, line)
+                if not (of_queries or are_in_place(dy, dim_v)):
+                    tokens_out(dy, b, heads, start, length, dim_v, at_dy, line)
             for h in range(heads[1]):
                 own_grad = bias_grad + h * tile
                 if bias[0][0] == DENSE:

@@ -23,6 +23,7 @@ from .._blocks import (
     copy_in_transposed,
     copy_out,
     copy_out_transposed,
+    odd_lines,
     padded,
     write,
 )
@@ -31,7 +32,15 @@ from .._vectors import F32, LANES, broadcast, get, get_int, keep, load, prefetch
 from . import _plan
 from ._maps import LOG2E, VECTOR, axis, axis_variant, origin, softmax, softmax_gradient
 from ._plan import BLOCK
-from ._tile import UNIFORM, call_tiles, lanes_of
+from ._products import (
+    add_gathered,
+    extra_gathered,
+    extra_scores,
+    extra_weighted,
+    scores,
+    weighted,
+)
+from ._tile import lanes_of
 
 __all__ = ["Scratch", "backward", "forward", "scratch"]
 
@@ -100,10 +109,10 @@ def scratch(
     slots = int(columns.tiles["slots"].max())
     vectors, offsets = int(bands["vectors"].max()), int(bands["offsets"].max())
     ring, sum_ring = _plan.rings(depth, height)
-    key_pitch = _pitch(LEFT + F32 * (keys + slots + LANES))
-    query_pitch = _pitch(LEFT + F32 * (queries + LANES))
+    key_pitch = odd_lines.py_func(LEFT + F32 * (keys + slots + LANES))
+    query_pitch = odd_lines.py_func(LEFT + F32 * (queries + LANES))
     high = bands["low"] + bands["offsets"]
-    plane_pitch = _pitch(F32 * (int((bands["margin"] + high).max()) + queries + LANES))
+    plane_pitch = odd_lines.py_func(F32 * (int((bands["margin"] + high).max()) + queries + LANES))
     deep = _up(dim, LANES)
     bias_rows = (2 * kernel_z - 1) * (2 * kernel_y - 1) if biased else 1
     reach = min(2 * kernel_y + BLOCK, max(_plan.lengths(height[0], height[2])))
@@ -127,7 +136,7 @@ def scratch(
         "extra": both * 2 * F32 * extra * deep + VECTOR,
         "tokens": sum_row if backward else 0,
         "stats": (1 + BLOCK) * VECTOR,
-        "rows": max(keys, queries) * _pitch(F32 * deep),
+        "rows": max(keys, queries) * odd_lines.py_func(F32 * deep),
     }
     ends = dict(
         zip(sizes, np.cumsum([_up(size, VECTOR) for size in sizes.values()]).tolist(), strict=True)
@@ -165,11 +174,6 @@ def _up(count: int, unit: int) -> int:
     return -(-int(count) // unit) * unit
 
 
-def _pitch(size: int) -> int:
-    """Bytes of a row of ``size``: an odd number of cache lines, to spread over the cache's sets."""
-    return (_up(size, VECTOR) // VECTOR | 1) * VECTOR
-
-
 @jit
 def _ask_for(tensor, base, g, lines, end, height, tile):
     """Prefetches positions of a tile in rows ``lines`` to ``end``."""
@@ -180,147 +184,6 @@ def _ask_for(tensor, base, g, lines, end, height, tile):
             for at in range(0, size, VECTOR):
                 prefetch(place + at)
             place += g.step_x * tensor.x
-
-
-@inline
-def _same_queries(rows, y0, y1, r):
-    """Query rows from ``y0`` to ``y1`` that see key row ``r``, and the first that others see."""
-    low = y0
-    while rows.end[low] <= r:
-        low += 1
-    high = low
-    while high < y1 and rows.start[high] <= r:
-        high += 1
-    return low, high, rows.end[low] if high == y1 else min(rows.end[low], rows.start[high])
-
-
-@jit
-def _scores(
-    call, tile, z0, z1, y0, y1, rows, dim, q, q_row, q_pitch, zero, table, shift, k_pitch, s, s_row
-):
-    """Inner products of queries with the keys of their windows, (row, key row, slot, lane).
-
-    Query rows ``y0 <= y < y1`` see key rows from ``rows.start[y]`` to ``rows.end[y]`` of each plane
-    from ``z0`` to ``z1``; slots of all of them count from ``rows.start[y0]``.
-    """
-    first, last = rows.start[y0], rows.end[y1 - 1]
-    slots, r = tile.slots * VECTOR, first
-    while r < last:
-        low, high, end = _same_queries(rows, y0, y1, r)
-        for z in range(z0, z1):
-            place = s + ((z - z0) * (last - first) + r - first) * slots
-            call_tiles(
-                call, high - low, tile.slots, tile.edges, 1, dim,
-                zero, q + (low - y0) * q_row, q_row, q_pitch,
-                table + 8 * (z * rows.count + r), shift, 4, k_pitch,
-                4 * tile.shift0, tile.mask0, 4 * tile.shift1, tile.mask1,
-                place + (low - y0) * s_row, s_row, VECTOR, 0, end - r, 8, slots,
-            )  # fmt: skip
-        r = end
-
-
-@jit
-def _weighted(
-    call, tile, z0, z1, y0, y1, rows, dim, p, p_row, starts, table, shift, pitch, sums, sums_row
-):
-    """Sums of the values of windows, weighted by the slots of ``_scores``: (row, dim, lane).
-
-    ``starts`` has space for addresses of weights and values, one for each row of a window.
-    """
-    first, last = rows.start[y0], rows.end[y1 - 1]
-    for n in range(y1 - y0):
-        clear(sums + n * sums_row, dim * LANES)
-    r = first
-    while r < last:
-        low, high, end = _same_queries(rows, y0, y1, r)
-        outer = 0
-        for z in range(z0, z1):
-            for key in range(r, end):
-                at = (z - z0) * (last - first) + key - first
-                starts[0, outer] = p + at * tile.slots * VECTOR
-                starts[1, outer] = get_int(table + 8 * (z * rows.count + key))
-                outer += 1
-        call_tiles(
-            call, high - low, dim, tile.edges, outer, tile.slots,
-            starts[0].ctypes.data, (low - y0) * p_row, p_row, VECTOR,
-            starts[1].ctypes.data, shift, pitch, 4,
-            4 * tile.shift0, tile.mask0, 4 * tile.shift1, tile.mask1,
-            sums + (low - y0) * sums_row, sums_row, VECTOR, 1, 1, 0, 0,
-        )  # fmt: skip
-        r = end
-
-
-@jit
-def _add_gathered(
-    call, tile, z, y0, y1, zk, r0, r1, depth, rows, dim, planes, planes_row, kernel_y, offsets,
-    plane_pitch, q, q_row, q_pitch, starts, sums, sums_row,
-):  # fmt: skip
-    """Adds the queries that see keys, weighted by planes of offsets: (key row, dim, lane).
-
-    Query rows are ``y0 <= y < y1`` of plane ``z``, and key rows ``r0 <= r < r1`` of plane ``zk``.
-    """
-    by_row = offsets * plane_pitch
-    y, last = max(rows.query[r0], y0), min(rows.query_end[r1 - 1], y1)
-    while y < last:
-        # Query rows from here on that see the same of these key rows.
-        low, high = max(rows.start[y], r0), min(rows.end[y], r1)
-        end = y + 1
-        while end < last and (max(rows.start[end], r0) == low and min(rows.end[end], r1) == high):
-            end += 1
-        for query in range(y, end):
-            at = (zk - depth.start[z]) * kernel_y + low - rows.start[query]
-            starts[0, query - y] = planes + (query - y0) * planes_row + at * by_row
-            starts[1, query - y] = q + (query - y0) * q_row
-        call_tiles(
-            call, high - low, dim, 0, end - y, tile.high - tile.low + 1,
-            starts[0].ctypes.data, 0, by_row, plane_pitch,
-            starts[1].ctypes.data, 0, q_pitch, -4,
-            0, 0, 0, 0,
-            sums + (low - r0) * sums_row, sums_row, VECTOR, 1, 1, 0, 0,
-        )  # fmt: skip
-        y = end
-
-
-@jit
-def _extra_scores(call, rows, g, q, q_row, q_pitch, zero, keys, s, s_row):
-    """Inner products of query rows with additional keys: (row, key, lane)."""
-    if g.extra > 0:
-        at = zero.ctypes.data
-        call_tiles(
-            call, rows, g.extra, UNIFORM, 1, g.dim,
-            at, q, q_row, q_pitch,
-            at, keys, 4 * padded(g.dim), 4,
-            0, 0, 0, 0,
-            s, s_row, VECTOR, 0, 1, 0, 0,
-        )  # fmt: skip
-
-
-@jit
-def _extra_weighted(call, rows, g, p, p_row, zero, values, sums, sums_row):
-    """Adds additional values weighted by ``p`` (row, value, lane): (row, dim, lane)."""
-    if g.extra > 0:
-        at = zero.ctypes.data
-        call_tiles(
-            call, rows, g.dim, UNIFORM, 1, g.extra,
-            at, p, p_row, VECTOR,
-            at, values, 4, 4 * padded(g.dim),
-            0, 0, 0, 0,
-            sums, sums_row, VECTOR, 1, 1, 0, 0,
-        )  # fmt: skip
-
-
-@jit
-def _extra_gathered(call, g, queries, place, p, count, zero, tokens, sums):
-    """Adds the sums of ``count`` queries weighted by ``p`` (key, lane): (key, dim)."""
-    at, row = zero.ctypes.data, F32 * padded(g.dim)
-    copy_in(queries.dtype, place, g.step_x * queries.x, count, g.dim, tokens, row)
-    call_tiles(
-        call, row // VECTOR, g.extra, UNIFORM, 1, count,
-        at, tokens, VECTOR, row,
-        at, p, VECTOR, F32,
-        0, 0, 0, 0,
-        sums, VECTOR, row, 1, 1, 0, 0,
-    )  # fmt: skip
 
 
 @jit
@@ -458,7 +321,7 @@ def _copy_row(tensor, place, g, count, rows, target, pitch):
     They are first copied to ``rows``, one after another: that way memory is read much faster than
     16 at a time, between which they are transposed.
     """
-    row = VECTOR * ((padded(g.dim) // LANES) | 1)
+    row = odd_lines(F32 * padded(g.dim))
     copy_in(tensor.dtype, place, g.step_x * tensor.x, count, g.dim, rows, row)
     copy_in_transposed(0, rows, row, count, g.dim, target, pitch)
 
@@ -549,11 +412,11 @@ def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra
                 shift = LEFT + F32 * (tile.key - band.key)
                 slots = tile.slots * VECTOR
                 to_extra = (z1 - z0) * span * slots
-                _scores(
+                scores(
                     call, tile, z0, z1, y0, y1, ys, g.dim, at, w.query_row, w.query_pitch,
                     zero.ctypes.data, lines.ctypes.data, shift, w.key_pitch, at_s, w.s_row,
                 )  # fmt: skip
-                _extra_scores(
+                extra_scores(
                     call, y1 - y0, g, at, w.query_row, w.query_pitch, zero, at_extra,
                     at_s + to_extra, w.s_row,
                 )  # fmt: skip
@@ -571,11 +434,11 @@ def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra
                     )  # fmt: skip
                     place = _lse_place(lse, g, b, h, gz, gy, gx, z, y, tile.query)
                     _write_lanes(at_stats, tile.count, place, F32 * g.step_x)
-                _weighted(
+                weighted(
                     call, tile, z0, z1, y0, y1, ys, g.dim, at_s, w.s_row, starts,
                     lines.ctypes.data, shift + w.key_row, w.key_pitch, at_sums, w.sum_row,
                 )  # fmt: skip
-                _extra_weighted(
+                extra_weighted(
                     call, y1 - y0, g, at_s + to_extra, w.s_row, zero, at_extra + extra_size,
                     at_sums, w.sum_row,
                 )  # fmt: skip
@@ -676,12 +539,12 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                     # Logits, then the gradients of the probabilities.
                     at = at_q + lane + n * w.query_row
                     target = at_s + n * change
-                    _scores(
+                    scores(
                         call, tile, z0, z1, y0, y1, ys, g.dim, at, 2 * w.query_row, w.query_pitch,
                         zero.ctypes.data, lines.ctypes.data, shift + n * w.key_row, w.key_pitch,
                         target, w.s_row,
                     )  # fmt: skip
-                    _extra_scores(
+                    extra_scores(
                         call, y1 - y0, g, at, 2 * w.query_row, w.query_pitch, zero,
                         at_extra + n * extra_size, target + to_extra, w.s_row,
                     )  # fmt: skip
@@ -709,11 +572,11 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                 count = min(band.end - tile.query, tile.count) - first
                 if count <= 0:
                     continue
-                _weighted(
+                weighted(
                     call, tile, z0, z1, y0, y1, ys, g.dim, at_s + change, w.s_row, starts,
                     lines.ctypes.data, shift, w.key_pitch, at_sums, w.sum_row,
                 )  # fmt: skip
-                _extra_weighted(
+                extra_weighted(
                     call, y1 - y0, g, at_s + change + to_extra, w.s_row, zero, at_extra, at_sums,
                     w.sum_row,
                 )  # fmt: skip
@@ -724,12 +587,12 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                     if g.extra > 0:
                         extra = at_s + (y - y0) * w.s_row + to_extra + F32 * first
                         place = _row_place(q, q_bases[0], g, z, y, tile.query + first)
-                        _extra_gathered(
+                        extra_gathered(
                             call, g, q, place, extra + change, count, zero, at_tokens,
                             at_extra + 2 * extra_size,
                         )  # fmt: skip
                         place = _row_place(grad, q_bases[1], g, z, y, tile.query + first)
-                        _extra_gathered(
+                        extra_gathered(
                             call, g, grad, place, extra, count, zero, at_tokens,
                             at_extra + 3 * extra_size,
                         )  # fmt: skip
@@ -746,7 +609,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                         at = at_q + LEFT + F32 * (tile.key - tile.low - band.query)
                         # Logits' gradients and queries, probabilities and output gradients.
                         for n in range(2):
-                            _add_gathered(
+                            add_gathered(
                                 call, tile, z, y0, y1, zk, r0, r1, zs, ys, g.dim,
                                 planes + (1 - n) * w.plane_row, 2 * w.plane_row, g.kernel_y,
                                 w.offsets, w.plane_pitch, at + n * w.query_row, 2 * w.query_row,

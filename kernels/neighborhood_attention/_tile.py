@@ -171,7 +171,7 @@ def _tiles(
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 25), codegen
+    return types.void(*_ARGUMENTS, types.int64), codegen
 
 
 @c_function(types.void(*_ARGUMENTS))
@@ -212,7 +212,7 @@ def TILES(
             while m < columns:
                 # To go on with another tile of the same size costs much less than to begin anew.
                 width = min(wide, columns - m)
-                several = (columns - m) // width if products == 1 else 1
+                groups = (columns - m) // width if products == 1 else 1
                 table, move, further = b_next, 0, c_next
                 if products == 1:
                     table, move, further = 0, width * b_column, width * c_column
@@ -222,9 +222,9 @@ def TILES(
                     b_table, b_shift + m * b_column + at_b, b_column, b_step,
                     behind0, lanes0, behind1, lanes1,
                     c + n * c_row + m * c_column + at, c_row, c_column, accumulate,
-                    max(several, products), table, move, further,
+                    groups * products, table, move, further,
                 )  # fmt: skip
-                m += several * width
+                m += groups * width
         n += high
 
 
