@@ -11,9 +11,10 @@ import numpy as np
 from ._elements import load_as_float, store_as
 from ._jit import inline, jit
 from ._tiles import COLUMNS, ROWS, multiply_tile
-from ._transposition import load_transposed, store_transposed
+from ._transposition import load_transposed, store_transposed, transpose_8
 from ._vectors import (
     LANES,
+    WIDE_REGISTERS,
     broadcast,
     exp,
     fma,
@@ -170,6 +171,15 @@ def copy_out(dtype, source, source_row, rows, columns, target, target_row):
             write(dtype, target + i * target_row + j * size, value, columns - j)
 
 
+@inline
+def _transpose_floats(source, source_row, rows, columns, target, target_row):
+    """Transposes floats, multiples of 8, by blocks of as many."""
+    for i in range(0, rows, 8):
+        for j in range(0, columns, 8):
+            block, place = source + i * source_row + 4 * j, target + j * target_row + 4 * i
+            transpose_8(block, source_row, place, target_row)
+
+
 @jit
 def copy_in_transposed(dtype, source, source_row, rows, columns, target, target_row):
     """Copies ``rows`` x ``columns`` elements to ``columns`` x ``rows`` floats.
@@ -181,12 +191,16 @@ def copy_in_transposed(dtype, source, source_row, rows, columns, target, target_
         for j in range(0, columns, LANES):
             block = source + i * source_row + j * size
             place = target + j * target_row + 4 * i
+            high, wide = rows - i, columns - j
             if dtype == 0:
-                load_transposed(0, block, source_row, rows - i, columns - j, place, target_row)
+                if not WIDE_REGISTERS and high >= LANES and wide >= LANES:
+                    _transpose_floats(block, source_row, LANES, LANES, place, target_row)
+                else:
+                    load_transposed(0, block, source_row, high, wide, place, target_row)
             elif dtype == 1:
-                load_transposed(1, block, source_row, rows - i, columns - j, place, target_row)
+                load_transposed(1, block, source_row, high, wide, place, target_row)
             else:
-                load_transposed(2, block, source_row, rows - i, columns - j, place, target_row)
+                load_transposed(2, block, source_row, high, wide, place, target_row)
 
 
 @jit
@@ -200,12 +214,18 @@ def copy_out_transposed(dtype, source, source_row, rows, columns, target, target
         for j in range(0, columns, LANES):
             block = source + j * source_row + 4 * i
             place = target + i * target_row + j * size
+            high, wide = min(rows - i, LANES), min(columns - j, LANES)
             if dtype == 0:
-                store_transposed(0, block, source_row, place, target_row, rows - i, columns - j)
+                if not WIDE_REGISTERS and high == LANES and wide == LANES:
+                    _transpose_floats(block, source_row, LANES, LANES, place, target_row)
+                elif not WIDE_REGISTERS and (high | wide) % 8 == 0:
+                    _transpose_floats(block, source_row, wide, high, place, target_row)
+                else:
+                    store_transposed(0, block, source_row, place, target_row, high, wide)
             elif dtype == 1:
-                store_transposed(1, block, source_row, place, target_row, rows - i, columns - j)
+                store_transposed(1, block, source_row, place, target_row, high, wide)
             else:
-                store_transposed(2, block, source_row, place, target_row, rows - i, columns - j)
+                store_transposed(2, block, source_row, place, target_row, high, wide)
 
 
 @jit

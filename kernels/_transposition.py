@@ -13,6 +13,7 @@ __all__ = [
     "gather_transposed",
     "load_transposed",
     "store_transposed",
+    "transpose_8",
 ]
 
 
@@ -136,6 +137,45 @@ def _store_row_by_row(builder, code, rows, target, target_row, count, columns):
                 row = _load_from_block(builder, block, loop.index)
                 place = builder.add(target, builder.mul(target_row, loop.index))
                 emit_store_converted(builder, code, row, place, columns)
+
+
+@intrinsic
+def transpose_8(typingctx, source, source_row, target, target_row):
+    """Writes the transpose of 8 x 8 floats, by registers of 8."""
+
+    def codegen(context, builder, signature, args):
+        source, source_row, target, target_row = args
+        half = ir.VectorType(llvm.FLOAT, 4)
+
+        def shuffled(x, y, lanes):
+            return builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(llvm.I32, 8), lanes))
+
+        for part in (0, 4):
+            # Row i beside row i + 4, of which 4 columns each are transposed.
+            rows = []
+            for i in range(4):
+                pair = [
+                    llvm.load(
+                        builder,
+                        builder.add(
+                            llvm.offset(builder, source, source_row, row), llvm.number(F32 * part)
+                        ),
+                        half,
+                        4,
+                    )
+                    for row in (i, i + 4)
+                ]
+                rows.append(shuffled(*pair, list(range(8))))
+            low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
+            left, right = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
+            for j, lanes in ((0, low), (2, high)):
+                pairs = [shuffled(*rows[i : i + 2], lanes) for i in (0, 2)]
+                for k, chosen in ((j, left), (j + 1, right)):
+                    place = llvm.offset(builder, target, target_row, part + k)
+                    llvm.store(builder, shuffled(*pairs, chosen), place, 4)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
 
 
 @intrinsic(prefer_literal=True)
