@@ -73,12 +73,15 @@ def share(index, shares, count):
 
 
 @jit
-def multiply(rows, vectors, depth, a, a_row, a_step, b, b_step, c, c_row, scale, accumulate):
+def multiply(
+    rows, vectors, depth, a, a_row, a_step, b, b_step, c, c_row, scale, accumulate, queue=0
+):
     """Matrix product of ``rows`` x ``depth`` by ``depth`` x ``16 vectors``.
 
     ``C = scale * A B``, or ``C += scale * A B`` where ``accumulate``. Element (i, k) of A is at
     ``a + i a_row + k a_step``; row k of B at ``b + k b_step`` and row i of C at ``c + i c_row``,
-    both contiguous and readable to whole vectors.
+    both contiguous and readable to whole vectors. Tiles ask for what is in a ``queue`` of
+    ``_ahead``, 0 for none.
     """
     for j in range(0, vectors, COLUMNS):
         wide = min(vectors - j, COLUMNS)
@@ -99,6 +102,7 @@ def multiply(rows, vectors, depth, a, a_row, a_step, b, b_step, c, c_row, scale,
                 c_row,
                 scale,
                 accumulate,
+                queue,
             )
             i += count
 

@@ -5,6 +5,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from . import _llvm as llvm
+from ._ahead import emit_take
 from ._llvm import WIDE_REGISTERS
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
 
 ROWS, COLUMNS = (8, 2) if WIDE_REGISTERS else (6, 1)
 """Most rows and vectors of columns of a register tile of ``multiply_tile``."""
+TAKEN = 8
+"""Lines that are asked for with a tile."""
 
 
 def _emit_tile(builder, rows, vectors, operands, accumulate):
@@ -79,12 +82,12 @@ def _emit_tile(builder, rows, vectors, operands, accumulate):
 
 @intrinsic
 def multiply_tile(
-    typingctx, rows, vectors, depth, a, a_row, a_step, b, b_step, c, c_row, scale, accumulate
+    typingctx, rows, vectors, depth, a, a_row, a_step, b, b_step, c, c_row, scale, accumulate, queue
 ):
     """A register tile of a matrix product: at most ``ROWS`` rows by ``COLUMNS`` vectors."""
 
     def codegen(context, builder, signature, args):
-        rows, vectors, *operands, accumulate = args
+        rows, vectors, *operands, accumulate, queue = args
         two = ir.Constant(rows.type, 2)
         end = builder.append_basic_block("end")
         switch = builder.switch(builder.add(builder.mul(rows, two), vectors), end)
@@ -96,7 +99,9 @@ def multiply_tile(
                 _emit_tile(builder, m, n, operands, accumulate)
                 builder.branch(end)
         builder.position_at_end(end)
+        with builder.if_then(builder.icmp_signed("!=", queue, llvm.number(0))):
+            emit_take(builder, queue, TAKEN)
         return context.get_dummy_value()
 
     integers = [types.int64] * 10
-    return types.void(*integers, types.float32, types.boolean), codegen
+    return types.void(*integers, types.float32, types.boolean, types.int64), codegen

@@ -35,6 +35,7 @@ __all__ = [
     "maximum",
     "prefetch",
     "put",
+    "put_int",
     "reduce_add",
     "reduce_max",
     "select",
@@ -146,6 +147,17 @@ def get_int(typingctx, address):
         return llvm.load(builder, args[0], llvm.I64, 8)
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def put_int(typingctx, address, value):
+    """Writes a 64-bit integer."""
+
+    def codegen(context, builder, signature, args):
+        llvm.store(builder, args[1], args[0], 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
 
 
 def _binary(name):

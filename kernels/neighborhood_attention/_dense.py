@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._ahead import ask, forget, queue_size
 from .._blocks import clear, copy_in, copy_in_transposed, copy_out, padded
 from .._jit import inline, jit
 from .._vectors import F32, LANES, broadcast, get, load, put, store
@@ -43,6 +44,9 @@ class Scratch(NamedTuple):
     dbias: int
     inverse: int
     lse: int
+    lines: int
+    """Most lines of memory that are asked for in a task."""
+    queue: int
     size: int
 
 
@@ -51,6 +55,7 @@ def scratch(count: int, dim: int, extra: int, backward: bool) -> Scratch:
     row, lanes = padded.py_func(dim) * F32, padded.py_func(count) * F32
     keys = count + extra
     both = 2 if backward else 1
+    lines = (4 if backward else 3) * count * -(-F32 * dim // VECTOR)
     transposed, squares = row * lanes // F32, keys * lanes
     sizes = {
         "keys": keys * row,
@@ -65,13 +70,16 @@ def scratch(count: int, dim: int, extra: int, backward: bool) -> Scratch:
         "dbias": squares if backward else 0,
         "inverse": lanes,
         "lse": lanes,
+        "queue": queue_size(lines),
     }
     begins, end = {}, 0
     for name, size in sizes.items():
         begins[name] = end
         end += -(-size // VECTOR) * VECTOR
     places = {name: begins[name] for name in Scratch._fields if name in begins}
-    return Scratch(tokens_row=row, lanes_row=lanes, change=squares, size=end + VECTOR, **places)
+    return Scratch(
+        tokens_row=row, lanes_row=lanes, change=squares, lines=lines, size=end + VECTOR, **places
+    )
 
 
 @inline
@@ -93,6 +101,22 @@ def _copy_group(tensor, b, h, gz, gy, gx, g, zs, ys, xs, target, row):
 
 
 @jit
+def _ask_for_group(queue, tensors, task, h, g, depth, height, width):
+    """Asks for the positions of a task of a head."""
+    b, gz, gy, gx = _decode(task, g)
+    zs = axis(depth, gz, g.depth, g.step_z)
+    ys = axis(height, gy, g.height, g.step_y)
+    xs = axis(width, gx, g.width, g.step_x)
+    for n in range(len(tensors)):
+        x = tensors[n]
+        size = g.dim * (F32 if x.dtype == 0 else 2)
+        for z in range(zs.count):
+            for y in range(ys.count):
+                place = origin(x, b, h, gz + z * g.step_z, gy + y * g.step_y, gx)
+                ask(queue, place, g.step_x * x.x, xs.count, size)
+
+
+@jit
 def _write_group(tensor, b, h, gz, gy, gx, g, zs, ys, xs, source, row):
     """Writes rows of floats to the positions of a group."""
     for z in range(zs.count):
@@ -109,15 +133,17 @@ def _copy_extra(tensor, b, h, g, target, row):
 
 
 @jit
-def _multiply(call, zero, vectors, columns, depth, a, a_step, b, b_column, b_step, c, c_column):
+def _multiply(
+    call, queue, zero, vectors, columns, depth, a, a_step, b, b_column, b_step, c, c_column
+):
     """``C[m] = sum over k of A[k] * B[m, k]``: rows of vectors, times numbers."""
     at = zero.ctypes.data
     call_tiles(
-        call, vectors, columns, UNIFORM, 1, depth,
+        call, LANES, vectors, columns, UNIFORM, 1, depth,
         at, a, VECTOR, a_step,
         at, b, b_column, b_step,
         0, 0, 0, 0,
-        c, VECTOR, c_column, 0, 1, 0, 0,
+        c, VECTOR, c_column, 0, 1, 0, 0, queue,
     )  # fmt: skip
 
 
@@ -196,7 +222,7 @@ def forward(
 ):  # fmt: skip
     """Output and log-sum-exp of tasks, which are a group of a head each."""
     factor = np.float32(scale * LOG2E)
-    row, vectors = w.tokens_row, w.tokens_row // VECTOR
+    row, vectors, queue = w.tokens_row, w.tokens_row // VECTOR, memory + w.queue
     zero = np.zeros(1, np.int64)
     known = (-1, -1, -1, -1)
     bias = 0
@@ -228,12 +254,19 @@ def forward(
         if g.extra > 0:
             _copy_extra(extra_k, b, h, g, memory + w.keys + count * row, row)
             _copy_extra(extra_v, b, h, g, memory + w.values + count * row, row)
+        forget(queue, w.lines)
+        if task + 1 < end:
+            following = task + 1
+            _ask_for_group(
+                queue, (q, k, v), following % per_head, following // per_head, g, depth, height,
+                width,
+            )  # fmt: skip
         copy_in_transposed(
             0, memory + w.queries, row, count, g.dim, memory + w.queries_t, w.lanes_row
         )
         _multiply(
-            call, zero, wide, keys, g.dim, memory + w.queries_t, w.lanes_row, memory + w.keys, row,
-            F32, memory + w.s, w.lanes_row,
+            call, queue, zero, wide, keys, g.dim, memory + w.queries_t, w.lanes_row,
+            memory + w.keys, row, F32, memory + w.s, w.lanes_row,
         )  # fmt: skip
         for i in range(0, wide * VECTOR, VECTOR):
             softmax(
@@ -241,7 +274,7 @@ def forward(
                 0, factor, memory + w.inverse + i, memory + w.lse + i,
             )  # fmt: skip
         _multiply(
-            call, zero, vectors, count, keys, memory + w.values, row, memory + w.s, F32,
+            call, queue, zero, vectors, count, keys, memory + w.values, row, memory + w.s, F32,
             w.lanes_row, memory + w.sums, row,
         )  # fmt: skip
         for i in range(count):
@@ -264,7 +297,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
     Those of the bias are each unit's own share of a sum, those of additional keys each group's.
     """
     factor = np.float32(scale * LOG2E)
-    row, vectors = w.tokens_row, w.tokens_row // VECTOR
+    row, vectors, queue = w.tokens_row, w.tokens_row // VECTOR, memory + w.queue
     zero = np.zeros(1, np.int64)
     known = (-1, -1, -1, -1)
     bias = dbias = 0
@@ -305,6 +338,9 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
             if g.extra > 0:
                 _copy_extra(extra_k, b, h, g, at_keys + count * row, row)
                 _copy_extra(extra_v, b, h, g, at_values + count * row, row)
+            forget(queue, w.lines)
+            if task + 1 < last:
+                _ask_for_group(queue, (q, grad, k, v), task + 1, h, g, depth, height, width)
             for tokens, transposed in ((w.queries, w.queries_t), (w.grads, w.grads_t)):
                 copy_in_transposed(
                     0, memory + tokens, row, count, g.dim, memory + transposed, w.lanes_row
@@ -314,8 +350,8 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                 (at_values, w.grads_t, at_ds),
             ):
                 _multiply(
-                    call, zero, wide, keys, g.dim, memory + right, w.lanes_row, left, row, F32,
-                    target, w.lanes_row,
+                    call, queue, zero, wide, keys, g.dim, memory + right, w.lanes_row, left, row,
+                    F32, target, w.lanes_row,
                 )  # fmt: skip
             target = memory + w.lse
             clear(target, w.lanes_row // F32)
@@ -331,14 +367,14 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                     dbias + i if dbias else 0, 0, 0, 0, 0, factor, memory + w.lse + i,
                 )  # fmt: skip
             _multiply(
-                call, zero, vectors, count, keys, at_keys, row, at_ds, F32, w.lanes_row, at_sums,
-                row,
+                call, queue, zero, vectors, count, keys, at_keys, row, at_ds, F32, w.lanes_row,
+                at_sums, row,
             )  # fmt: skip
             _scale(at_sums, count * row, scale)
             _write_group(dq, b, h, gz, gy, gx, g, zs, ys, xs, at_sums, row)
             _multiply(
-                call, zero, vectors, keys, count, memory + w.queries, row, at_ds, w.lanes_row, F32,
-                at_sums, row,
+                call, queue, zero, vectors, keys, count, memory + w.queries, row, at_ds,
+                w.lanes_row, F32, at_sums, row,
             )  # fmt: skip
             _scale(at_sums, keys * row, scale)
             _write_group(dk, b, h, gz, gy, gx, g, zs, ys, xs, at_sums, row)
@@ -346,8 +382,8 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
             place = (h * per_head + task) * size
             copy_out(0, at_sums + count * row, row, g.extra, g.dim, dextra_k + place, F32 * g.dim)
             _multiply(
-                call, zero, vectors, keys, count, memory + w.grads, row, at_p, w.lanes_row, F32,
-                at_sums, row,
+                call, queue, zero, vectors, keys, count, memory + w.grads, row, at_p,
+                w.lanes_row, F32, at_sums, row,
             )  # fmt: skip
             _write_group(dv, b, h, gz, gy, gx, g, zs, ys, xs, at_sums, row)
             copy_out(0, at_sums + count * row, row, g.extra, g.dim, dextra_v + place, F32 * g.dim)

@@ -30,8 +30,9 @@ def _same_queries(rows, y0, y1, r):
 
 @jit
 def scores(
-    call, tile, z0, z1, y0, y1, rows, dim, q, q_row, q_pitch, zero, table, shift, k_pitch, s, s_row
-):
+    call, queue, tile, z0, z1, y0, y1, rows, dim, q, q_row, q_pitch, zero, table, shift, k_pitch,
+    s, s_row,
+):  # fmt: skip
     """Inner products of queries with the keys of their windows, (row, key row, slot, lane).
 
     Query rows ``y0 <= y < y1`` see key rows from ``rows.start[y]`` to ``rows.end[y]`` of each plane
@@ -44,19 +45,20 @@ def scores(
         for z in range(z0, z1):
             place = s + ((z - z0) * (last - first) + r - first) * slots
             call_tiles(
-                call, high - low, tile.slots, tile.edges, 1, dim,
+                call, tile.count, high - low, tile.slots, tile.edges, 1, dim,
                 zero, q + (low - y0) * q_row, q_row, q_pitch,
                 table + 8 * (z * rows.count + r), shift, 4, k_pitch,
                 4 * tile.shift0, tile.mask0, 4 * tile.shift1, tile.mask1,
-                place + (low - y0) * s_row, s_row, VECTOR, 0, end - r, 8, slots,
+                place + (low - y0) * s_row, s_row, VECTOR, 0, end - r, 8, slots, queue,
             )  # fmt: skip
         r = end
 
 
 @jit
 def weighted(
-    call, tile, z0, z1, y0, y1, rows, dim, p, p_row, starts, table, shift, pitch, sums, sums_row
-):
+    call, queue, tile, z0, z1, y0, y1, rows, dim, p, p_row, starts, table, shift, pitch, sums,
+    sums_row,
+):  # fmt: skip
     """Sums of the values of windows, weighted by the slots of ``scores``: (row, dim, lane).
 
     ``starts`` has space for addresses of weights and values, one for each row of a window.
@@ -75,19 +77,19 @@ def weighted(
                 starts[1, outer] = get_int(table + 8 * (z * rows.count + key))
                 outer += 1
         call_tiles(
-            call, high - low, dim, tile.edges, outer, tile.slots,
+            call, tile.count, high - low, dim, tile.edges, outer, tile.slots,
             starts[0].ctypes.data, (low - y0) * p_row, p_row, VECTOR,
             starts[1].ctypes.data, shift, pitch, 4,
             4 * tile.shift0, tile.mask0, 4 * tile.shift1, tile.mask1,
-            sums + (low - y0) * sums_row, sums_row, VECTOR, 1, 1, 0, 0,
+            sums + (low - y0) * sums_row, sums_row, VECTOR, 1, 1, 0, 0, queue,
         )  # fmt: skip
         r = end
 
 
 @jit
 def add_gathered(
-    call, tile, z, y0, y1, zk, r0, r1, depth, rows, dim, planes, planes_row, kernel_y, offsets,
-    plane_pitch, q, q_row, q_pitch, starts, sums, sums_row,
+    call, queue, tile, z, y0, y1, zk, r0, r1, depth, rows, dim, planes, planes_row, kernel_y,
+    offsets, plane_pitch, q, q_row, q_pitch, starts, sums, sums_row,
 ):  # fmt: skip
     """Adds the queries that see keys, weighted by planes of offsets: (key row, dim, lane).
 
@@ -106,52 +108,52 @@ def add_gathered(
             starts[0, query - y] = planes + (query - y0) * planes_row + at * by_row
             starts[1, query - y] = q + (query - y0) * q_row
         call_tiles(
-            call, high - low, dim, 0, end - y, tile.high - tile.low + 1,
+            call, tile.count, high - low, dim, 0, end - y, tile.high - tile.low + 1,
             starts[0].ctypes.data, 0, by_row, plane_pitch,
             starts[1].ctypes.data, 0, q_pitch, -4,
             0, 0, 0, 0,
-            sums + (low - r0) * sums_row, sums_row, VECTOR, 1, 1, 0, 0,
+            sums + (low - r0) * sums_row, sums_row, VECTOR, 1, 1, 0, 0, queue,
         )  # fmt: skip
         y = end
 
 
 @jit
-def extra_scores(call, rows, g, q, q_row, q_pitch, zero, keys, s, s_row):
+def extra_scores(call, queue, rows, g, q, q_row, q_pitch, zero, keys, s, s_row):
     """Inner products of query rows with additional keys: (row, key, lane)."""
     if g.extra > 0:
         at = zero.ctypes.data
         call_tiles(
-            call, rows, g.extra, UNIFORM, 1, g.dim,
+            call, LANES, rows, g.extra, UNIFORM, 1, g.dim,
             at, q, q_row, q_pitch,
             at, keys, 4 * padded(g.dim), 4,
             0, 0, 0, 0,
-            s, s_row, VECTOR, 0, 1, 0, 0,
+            s, s_row, VECTOR, 0, 1, 0, 0, queue,
         )  # fmt: skip
 
 
 @jit
-def extra_weighted(call, rows, g, p, p_row, zero, values, sums, sums_row):
+def extra_weighted(call, queue, rows, g, p, p_row, zero, values, sums, sums_row):
     """Adds additional values weighted by ``p`` (row, value, lane): (row, dim, lane)."""
     if g.extra > 0:
         at = zero.ctypes.data
         call_tiles(
-            call, rows, g.dim, UNIFORM, 1, g.extra,
+            call, LANES, rows, g.dim, UNIFORM, 1, g.extra,
             at, p, p_row, VECTOR,
             at, values, 4, 4 * padded(g.dim),
             0, 0, 0, 0,
-            sums, sums_row, VECTOR, 1, 1, 0, 0,
+            sums, sums_row, VECTOR, 1, 1, 0, 0, queue,
         )  # fmt: skip
 
 
 @jit
-def extra_gathered(call, g, queries, place, p, count, zero, tokens, sums):
+def extra_gathered(call, queue, g, queries, place, p, count, zero, tokens, sums):
     """Adds the sums of ``count`` queries weighted by ``p`` (key, lane): (key, dim)."""
     at, row = zero.ctypes.data, F32 * padded(g.dim)
     copy_in(queries.dtype, place, g.step_x * queries.x, count, g.dim, tokens, row)
     call_tiles(
-        call, row // VECTOR, g.extra, UNIFORM, 1, count,
+        call, LANES, row // VECTOR, g.extra, UNIFORM, 1, count,
         at, tokens, VECTOR, row,
         at, p, VECTOR, F32,
         0, 0, 0, 0,
-        sums, VECTOR, row, 1, 1, 0, 0,
+        sums, VECTOR, row, 1, 1, 0, 0, queue,
     )  # fmt: skip

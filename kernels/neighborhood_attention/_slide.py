@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._ahead import ask, forget, queue_size
 from .._blocks import (
     clear,
     copy_in,
@@ -28,7 +29,7 @@ from .._blocks import (
     write,
 )
 from .._jit import inline, jit
-from .._vectors import F32, LANES, broadcast, get, get_int, keep, load, prefetch, put, select, store
+from .._vectors import F32, LANES, broadcast, get, get_int, keep, load, put, select, store
 from . import _plan
 from ._maps import LOG2E, VECTOR, axis, axis_variant, origin, softmax, softmax_gradient
 from ._plan import BLOCK
@@ -40,7 +41,7 @@ from ._products import (
     scores,
     weighted,
 )
-from ._tile import lanes_of
+from ._tile import WIDTH, lanes_of
 
 __all__ = ["Scratch", "backward", "forward", "scratch"]
 
@@ -91,6 +92,9 @@ class Scratch(NamedTuple):
     stats: int
     rows: int
     """Positions of a row of a map."""
+    lines: int
+    """Most lines of memory that are asked for in a tile."""
+    queue: int
     size: int
 
 
@@ -109,8 +113,10 @@ def scratch(
     slots = int(columns.tiles["slots"].max())
     vectors, offsets = int(bands["vectors"].max()), int(bands["offsets"].max())
     ring, sum_ring = _plan.rings(depth, height)
-    key_pitch = odd_lines.py_func(LEFT + F32 * (keys + slots + LANES))
-    query_pitch = odd_lines.py_func(LEFT + F32 * (queries + LANES))
+    key_pitch = odd_lines.py_func(LEFT + F32 * max(keys, _end_of_keys(columns)))
+    if backward:
+        queries = max(queries, _end_of_queries(columns))
+    query_pitch = odd_lines.py_func(LEFT + F32 * queries)
     high = bands["low"] + bands["offsets"]
     plane_pitch = odd_lines.py_func(F32 * (int((bands["margin"] + high).max()) + queries + LANES))
     deep = _up(dim, LANES)
@@ -124,6 +130,8 @@ def scratch(
     # Keys have values beside them; in backward, queries have output gradients, planes of
     # probabilities those of logits' gradients, logits and additional keys their gradients.
     both = 2 if backward else 1
+    # Of blocks of queries and outputs or their gradients, and of two of keys and values each.
+    lines = 6 * BLOCK * LANES * -(-F32 * dim // VECTOR)
     sizes = {
         "keys": ring * 2 * key_row,
         "queries": BLOCK * both * query_row,
@@ -137,6 +145,7 @@ def scratch(
         "tokens": sum_row if backward else 0,
         "stats": (1 + BLOCK) * VECTOR,
         "rows": max(keys, queries) * odd_lines.py_func(F32 * deep),
+        "queue": queue_size(lines),
     }
     ends = dict(
         zip(sizes, np.cumsum([_up(size, VECTOR) for size in sizes.values()]).tolist(), strict=True)
@@ -166,7 +175,31 @@ def scratch(
         begins["kept"],
         *(begins[name] for name in ("s", "sums", "bias", "dbias", "extra", "tokens", "stats")),
         begins["rows"],
-        ends["rows"],
+        lines,
+        begins["queue"],
+        ends["queue"],
+    )
+
+
+def _end_of_keys(columns: _plan.Columns) -> int:
+    """End of what tiles of queries read in a row of the keys of their band."""
+    tiles = columns.tiles
+    ends = tiles["key"] + -(-tiles["count"] // WIDTH) * WIDTH + tiles["slots"]
+    return max(
+        ends[band["tile"] :][: band["tiles"]].max() - band["key"]
+        for band in columns.bands.flat
+        if band["tiles"]
+    )
+
+
+def _end_of_queries(columns: _plan.Columns) -> int:
+    """End of what tiles of keys read in a row of the queries of their band."""
+    tiles = columns.key_tiles
+    ends = tiles["key"] - tiles["low"] + -(-tiles["count"] // WIDTH) * WIDTH
+    return max(
+        ends[band["key_tile"] :][: band["key_tiles"]].max() - band["query"]
+        for band in columns.bands.flat
+        if band["key_tiles"]
     )
 
 
@@ -175,15 +208,12 @@ def _up(count: int, unit: int) -> int:
 
 
 @jit
-def _ask_for(tensor, base, g, lines, end, height, tile):
-    """Prefetches positions of a tile in rows ``lines`` to ``end``."""
+def _ask_for(queue, tensor, base, g, lines, end, height, tile):
+    """Adds positions of a tile in rows ``lines`` to ``end`` to what is asked for."""
     size = g.dim * (F32 if tensor.dtype == 0 else 2)
     for i in range(lines, end):
         place = _row_place(tensor, base, g, i // height, i % height, tile.query)
-        for _ in range(tile.count):
-            for at in range(0, size, VECTOR):
-                prefetch(place + at)
-            place += g.step_x * tensor.x
+        ask(queue, place, g.step_x * tensor.x, tile.count, size)
 
 
 @jit
@@ -281,6 +311,19 @@ def _share(index, length, count):
 
 
 @inline
+def _stretch(index, count, zs, ys):
+    """First and end of the blocks of rows of a share, and the first row of keys that they see."""
+    blocks = (ys.count + BLOCK - 1) // BLOCK
+    first = _share(index, zs.count * blocks, count)
+    last = _share(index + 1, zs.count * blocks, count)
+    read = zs.count * ys.count
+    for block in range(first, last):
+        y0 = _share(block % blocks, ys.count, blocks)
+        read = min(read, zs.start[block // blocks] * ys.count + ys.start[y0])
+    return first, last, read
+
+
+@inline
 def _decode(task, g, bands):
     """Head, band, batch and group of a task; neighboring tasks share most of the bias."""
     rest, gy = task // g.step_y, task % g.step_y
@@ -338,12 +381,31 @@ def _copy_rows(tensors, bases, g, lines, end, height, first, last, rows, table, 
 
 
 @jit
+def _ask_for_task(queue, task, shares, q, k, v, g, bands, depth, height, tile):
+    """Adds what a task of ``forward`` begins with, at the positions of a tile."""
+    h, _, b, gz, gy, gx = _decode(task // shares, g, bands)
+    zs = axis(depth, gz, g.depth, g.step_z)
+    ys = axis(height, gy, g.height, g.step_y)
+    first, last, read = _stretch(task % shares, shares, zs, ys)
+    if first < last:
+        blocks = (ys.count + BLOCK - 1) // BLOCK
+        line = first // blocks * ys.count + _share(first % blocks, ys.count, blocks)
+        total = zs.count * ys.count
+        base = origin(q, b, h, gz, gy, gx)
+        _ask_for(queue, q, base, g, line, min(line + BLOCK, total), ys.count, tile)
+        for x in (k, v):
+            base = origin(x, b, h, gz, gy, gx)
+            _ask_for(queue, x, base, g, read, min(read + 2 * BLOCK, total), ys.count, tile)
+
+
+@jit
 def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra_k, extra_v, depth,
             height, columns, shares):  # fmt: skip
     """Output and log-sum-exp of tasks: shares of the rows of a band of a group of a head."""
     bands, tiles, _, lanes = columns
     factor = np.float32(scale * LOG2E)
-    at_q, at_s, at_sums = memory + w.queries, memory + w.s, memory + w.sums
+    queue, at_q = memory + w.queue, memory + w.queries
+    at_s, at_sums = memory + w.s, memory + w.sums
     at_extra, at_stats = memory + w.extra, memory + w.stats
     extra_size = F32 * g.extra * w.deep
     biased = len(rpb) > 0
@@ -377,12 +439,7 @@ def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra
 
         total = zs.count * ys.count
         blocks = (ys.count + BLOCK - 1) // BLOCK
-        first = _share(task % shares, zs.count * blocks, shares)
-        last = _share(task % shares + 1, zs.count * blocks, shares)
-        read = total
-        for block in range(first, last):
-            y0 = _share(block % blocks, ys.count, blocks)
-            read = min(read, zs.start[block // blocks] * ys.count + ys.start[y0])
+        first, last, read = _stretch(task % shares, shares, zs, ys)
         for block in range(first, last):
             z = block // blocks
             y0 = _share(block % blocks, ys.count, blocks)
@@ -401,23 +458,30 @@ def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra
             read = max(read, needed)
             z0, z1 = zs.start[z], zs.end[z]
             span = ys.end[y1 - 1] - ys.start[y0]
-            line = z * ys.count + y1
-            ahead = 0 if block + 1 == last else BLOCK
+            line, line_end = z * ys.count + y0, z * ys.count + y1
             for i in range(band.tile, band.tile + band.tiles):
                 tile = tiles[i]
-                _ask_for(q, q_base, g, line, min(line + ahead, total), ys.count, tile)
-                _ask_for(k, kv_bases[0], g, read, min(read + ahead, total), ys.count, tile)
-                _ask_for(v, kv_bases[1], g, read, min(read + ahead, total), ys.count, tile)
+                forget(queue, w.lines)
+                _ask_for(queue, out, out_base, g, line, line_end, ys.count, tile)
+                if block + 1 < last:
+                    after, needed = min(line_end + BLOCK, total), min(read + BLOCK, total)
+                    _ask_for(queue, q, q_base, g, line_end, after, ys.count, tile)
+                    _ask_for(queue, k, kv_bases[0], g, read, needed, ys.count, tile)
+                    _ask_for(queue, v, kv_bases[1], g, read, needed, ys.count, tile)
+                elif task + 1 < end:
+                    _ask_for_task(
+                        queue, task + 1, shares, q, k, v, g, bands.shape[1], depth, height, tile
+                    )
                 at = at_q + LEFT + F32 * (tile.query - band.query)
                 shift = LEFT + F32 * (tile.key - band.key)
                 slots = tile.slots * VECTOR
                 to_extra = (z1 - z0) * span * slots
                 scores(
-                    call, tile, z0, z1, y0, y1, ys, g.dim, at, w.query_row, w.query_pitch,
+                    call, queue, tile, z0, z1, y0, y1, ys, g.dim, at, w.query_row, w.query_pitch,
                     zero.ctypes.data, lines.ctypes.data, shift, w.key_pitch, at_s, w.s_row,
                 )  # fmt: skip
                 extra_scores(
-                    call, y1 - y0, g, at, w.query_row, w.query_pitch, zero, at_extra,
+                    call, queue, y1 - y0, g, at, w.query_row, w.query_pitch, zero, at_extra,
                     at_s + to_extra, w.s_row,
                 )  # fmt: skip
                 for y in range(y0, y1):
@@ -435,11 +499,11 @@ def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra
                     place = _lse_place(lse, g, b, h, gz, gy, gx, z, y, tile.query)
                     _write_lanes(at_stats, tile.count, place, F32 * g.step_x)
                 weighted(
-                    call, tile, z0, z1, y0, y1, ys, g.dim, at_s, w.s_row, starts,
+                    call, queue, tile, z0, z1, y0, y1, ys, g.dim, at_s, w.s_row, starts,
                     lines.ctypes.data, shift + w.key_row, w.key_pitch, at_sums, w.sum_row,
                 )  # fmt: skip
                 extra_weighted(
-                    call, y1 - y0, g, at_s + to_extra, w.s_row, zero, at_extra + extra_size,
+                    call, queue, y1 - y0, g, at_s + to_extra, w.s_row, zero, at_extra + extra_size,
                     at_sums, w.sum_row,
                 )  # fmt: skip
                 for y in range(y0, y1):
@@ -460,7 +524,8 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
     bands, tiles, key_tiles, lanes = columns
     factor = np.float32(scale * LOG2E)
     one, scales = broadcast(ONE), broadcast(np.float32(scale))
-    at_q, at_s, at_sums = memory + w.queries, memory + w.s, memory + w.sums
+    queue, at_q = memory + w.queue, memory + w.queries
+    at_s, at_sums = memory + w.s, memory + w.sums
     at_planes, at_kept = memory + w.planes, memory + w.kept
     at_extra, at_tokens, at_stats = memory + w.extra, memory + w.tokens, memory + w.stats
     extra_size = F32 * g.extra * w.deep
@@ -525,11 +590,12 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
             span = ys.end[y1 - 1] - ys.start[y0]
             for i in range(band.tile, band.tile + band.tiles):
                 tile = tiles[i]
+                forget(queue, w.lines)
                 after, needed = min(line_end + BLOCK, total), min(read + BLOCK, total)
-                _ask_for(q, q_bases[0], g, line_end, after, ys.count, tile)
-                _ask_for(grad, q_bases[1], g, line_end, after, ys.count, tile)
-                _ask_for(k, kv_bases[0], g, read, needed, ys.count, tile)
-                _ask_for(v, kv_bases[1], g, read, needed, ys.count, tile)
+                _ask_for(queue, q, q_bases[0], g, line_end, after, ys.count, tile)
+                _ask_for(queue, grad, q_bases[1], g, line_end, after, ys.count, tile)
+                _ask_for(queue, k, kv_bases[0], g, read, needed, ys.count, tile)
+                _ask_for(queue, v, kv_bases[1], g, read, needed, ys.count, tile)
                 lane = LEFT + F32 * (tile.query - band.query)
                 on_plane = F32 * (band.margin + tile.query - band.first)
                 shift = LEFT + F32 * (tile.key - band.key)
@@ -540,12 +606,12 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                     at = at_q + lane + n * w.query_row
                     target = at_s + n * change
                     scores(
-                        call, tile, z0, z1, y0, y1, ys, g.dim, at, 2 * w.query_row, w.query_pitch,
-                        zero.ctypes.data, lines.ctypes.data, shift + n * w.key_row, w.key_pitch,
-                        target, w.s_row,
+                        call, queue, tile, z0, z1, y0, y1, ys, g.dim, at, 2 * w.query_row,
+                        w.query_pitch, zero.ctypes.data, lines.ctypes.data, shift + n * w.key_row,
+                        w.key_pitch, target, w.s_row,
                     )  # fmt: skip
                     extra_scores(
-                        call, y1 - y0, g, at, 2 * w.query_row, w.query_pitch, zero,
+                        call, queue, y1 - y0, g, at, 2 * w.query_row, w.query_pitch, zero,
                         at_extra + n * extra_size, target + to_extra, w.s_row,
                     )  # fmt: skip
                 for y in range(y0, y1):
@@ -573,12 +639,12 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                 if count <= 0:
                     continue
                 weighted(
-                    call, tile, z0, z1, y0, y1, ys, g.dim, at_s + change, w.s_row, starts,
+                    call, queue, tile, z0, z1, y0, y1, ys, g.dim, at_s + change, w.s_row, starts,
                     lines.ctypes.data, shift, w.key_pitch, at_sums, w.sum_row,
                 )  # fmt: skip
                 extra_weighted(
-                    call, y1 - y0, g, at_s + change + to_extra, w.s_row, zero, at_extra, at_sums,
-                    w.sum_row,
+                    call, queue, y1 - y0, g, at_s + change + to_extra, w.s_row, zero, at_extra,
+                    at_sums, w.sum_row,
                 )  # fmt: skip
                 for y in range(y0, y1):
                     place = _row_place(dq, dq_base, g, z, y, tile.query + first)
@@ -588,12 +654,12 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                         extra = at_s + (y - y0) * w.s_row + to_extra + F32 * first
                         place = _row_place(q, q_bases[0], g, z, y, tile.query + first)
                         extra_gathered(
-                            call, g, q, place, extra + change, count, zero, at_tokens,
+                            call, queue, g, q, place, extra + change, count, zero, at_tokens,
                             at_extra + 2 * extra_size,
                         )  # fmt: skip
                         place = _row_place(grad, q_bases[1], g, z, y, tile.query + first)
                         extra_gathered(
-                            call, g, grad, place, extra, count, zero, at_tokens,
+                            call, queue, g, grad, place, extra, count, zero, at_tokens,
                             at_extra + 3 * extra_size,
                         )  # fmt: skip
             for zk in range(z0, z1):
@@ -610,7 +676,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                         # Logits' gradients and queries, probabilities and output gradients.
                         for n in range(2):
                             add_gathered(
-                                call, tile, z, y0, y1, zk, r0, r1, zs, ys, g.dim,
+                                call, queue, tile, z, y0, y1, zk, r0, r1, zs, ys, g.dim,
                                 planes + (1 - n) * w.plane_row, 2 * w.plane_row, g.kernel_y,
                                 w.offsets, w.plane_pitch, at + n * w.query_row, 2 * w.query_row,
                                 w.query_pitch, starts, kept, w.sum_row,

@@ -5,10 +5,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from .. import _llvm as llvm
+from .._ahead import emit_take
 from .._jit import c_function
 from .._vectors import F32, LANES, WIDE_REGISTERS, mask
 
-__all__ = ["TILES", "UNIFORM", "call_tiles", "lanes_of"]
+__all__ = ["TILES", "UNIFORM", "WIDTH", "call_tiles", "lanes_of"]
 
 WIDTH = LANES if WIDE_REGISTERS else 8
 """Lanes of a register: narrow ones take lanes 0 to 7 first, then the others."""
@@ -16,6 +17,8 @@ ALL = (1 << WIDTH) - 1
 # For each number of rows of a register tile, the most columns. The sums, and a row and a column of
 # factors, about fit the registers.
 COLUMNS = (8, 8, 5, 4) if WIDE_REGISTERS else (8, 4)
+TAKEN = 2
+"""Lines that are asked for with a tile, which takes a few dozen cycles at least."""
 _VECTOR = ir.VectorType(llvm.FLOAT, WIDTH)
 
 UNIFORM = 3
@@ -50,7 +53,7 @@ def _emit(builder, rows, columns, edges, operands):
     outer, inner, *operands = operands
     (a_table, a_shift, a_row, a_step, b_table, b_shift, b_column, b_step) = operands[:8]
     replaced, (c, c_row, c_column, accumulate) = operands[8:12], operands[12:16]
-    tiles, b_next, b_move, c_next = operands[16:]
+    tiles, b_next, b_move, c_next, queue = operands[16:]
     size, uniform = rows * columns, edges == UNIFORM
     edges = 0 if uniform else edges
     shifts = replaced[::2][:edges]
@@ -130,6 +133,8 @@ def _emit(builder, rows, columns, edges, operands):
     builder.position_at_end(done)
     for value, place in zip(updated, places, strict=True):
         llvm.store(builder, value, place, 4)
+    emit_take(builder, queue, TAKEN)
+    done = builder.block
     values = t, own_table, own_shift, own_c
     _join(values, (llvm.number(0), b_table, b_shift, c), entry)
     following = [
@@ -141,14 +146,14 @@ def _emit(builder, rows, columns, edges, operands):
     builder.position_at_end(end)
 
 
-_ARGUMENTS = [types.int64] * 24
+_ARGUMENTS = [types.int64] * 26
 
 
 @intrinsic
 def _tiles(
     typingctx, rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
     b_table, b_shift, b_column, b_step, shift0, mask0, shift1, mask1,
-    c, c_row, c_column, accumulate, tiles, b_next, b_move, c_next,
+    c, c_row, c_column, accumulate, tiles, b_next, b_move, c_next, queue,
 ):  # fmt: skip
     """Tiles of one size: from one to the next B is ``b_next`` bytes further in the table and
     ``b_move`` bytes in memory, and C is ``c_next`` bytes further."""
@@ -171,14 +176,14 @@ def _tiles(
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(*_ARGUMENTS, types.int64), codegen
+    return types.void(*_ARGUMENTS), codegen
 
 
 @c_function(types.void(*_ARGUMENTS))
 def TILES(
-    rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
+    lanes, rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
     b_table, b_shift, b_column, b_step, shift0, mask0, shift1, mask1,
-    c, c_row, c_column, accumulate, products, b_next, c_next,
+    c, c_row, c_column, accumulate, products, b_next, c_next, queue,
 ):  # fmt: skip
     """Sums over i and j, ``C[n, m] = sum A[i, n, j] * B[i, m, j]``, lane by lane.
 
@@ -197,7 +202,7 @@ def TILES(
         high = (rows - n + shares - 1) // shares
         shares = (columns + COLUMNS[high - 1] - 1) // COLUMNS[high - 1]
         wide = (columns + shares - 1) // shares
-        for lane in range(0, LANES, WIDTH):
+        for lane in range(0, lanes, WIDTH):
             kind, at, at_b = edges, F32 * lane, 0 if edges == UNIFORM else F32 * lane
             lanes0, lanes1 = mask0 >> lane & ALL, mask1 >> lane & ALL
             behind0, behind1 = shift0 - at, shift1 - at
@@ -222,7 +227,7 @@ def TILES(
                     b_table, b_shift + m * b_column + at_b, b_column, b_step,
                     behind0, lanes0, behind1, lanes1,
                     c + n * c_row + m * c_column + at, c_row, c_column, accumulate,
-                    groups * products, table, move, further,
+                    groups * products, table, move, further, queue,
                 )  # fmt: skip
                 m += groups * width
         n += high
@@ -230,9 +235,9 @@ def TILES(
 
 @intrinsic
 def call_tiles(
-    typingctx, function, rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
+    typingctx, function, lanes, rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
     b_table, b_shift, b_column, b_step, shift0, mask0, shift1, mask1,
-    c, c_row, c_column, accumulate, products, b_next, c_next,
+    c, c_row, c_column, accumulate, products, b_next, c_next, queue,
 ):  # fmt: skip
     """Calls ``TILES`` by its address, which is not compiled in: each process has another."""
 

@@ -5,6 +5,7 @@ worked on in the first-level cache.
 import numpy as np
 import torch
 
+from .._ahead import ask, forget, queue_size
 from .._blocks import (
     add,
     are_whole_floats,
@@ -29,7 +30,7 @@ from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
 from .._packing import empty_each
 from .._threads import parallel_for
-from .._vectors import F32, LANES, broadcast, get, load, prefetch, put, store
+from .._vectors import F32, LANES, broadcast, get, load, put, store
 
 ONE = np.float32(1)
 BEYOND = -1
@@ -55,11 +56,13 @@ def forward(q, k, v, bias, window, shift, scale):
     windows = batch * _windows(q, window)
     blocks = _head_blocks(q, window, windows)
     copied, transposed, logits, masks = _sizes(q, window, blocks)
+    lines = _lines(copied)
     parallel_for(
         _forward_windows,
         windows * blocks,
         _geometry(q, window, shift),
         blocks,
+        lines,
         np.float32(scale),
         _layout(q),
         _layout(k),
@@ -67,7 +70,7 @@ def forward(q, k, v, bias, window, shift, scale):
         _bias_layout(bias),
         _layout(out),
         lse.data_ptr(),
-        scratch=3 * copied + transposed + logits + masks,
+        scratch=3 * copied + transposed + logits + masks + queue_size(lines),
     )
     return out, lse
 
@@ -85,6 +88,7 @@ def backward(grad, q, k, v, bias, out, lse, window, shift, scale, allocate=empty
     groups = windows if bias is None else min(windows, GROUPS, max(TASKS // max(heads, 1), 1))
     blocks = _head_blocks(q, window, groups)
     copied, transposed, logits, masks = _sizes(q, window, blocks)
+    lines = _lines(copied)
     sums = torch.empty(groups if bias is not None else 0, heads, area, -(-area // LANES) * LANES)
     parallel_for(
         _backward_windows,
@@ -92,6 +96,7 @@ def backward(grad, q, k, v, bias, out, lse, window, shift, scale, allocate=empty
         groups,
         _geometry(q, window, shift),
         blocks,
+        lines,
         np.float32(scale),
         _layout(q),
         _layout(k),
@@ -103,7 +108,7 @@ def backward(grad, q, k, v, bias, out, lse, window, shift, scale, allocate=empty
         _layout(dk),
         _layout(dv),
         sums.data_ptr(),
-        scratch=4 * copied + transposed + 2 * logits + masks,
+        scratch=4 * copied + transposed + 2 * logits + masks + queue_size(lines),
     )
     if bias is None:
         return dq, dk, dv, q.new_empty(0)
@@ -143,6 +148,11 @@ def _sizes(q, window, blocks):
     wide, deep = (-(-size // LANES) * LANES for size in (tokens, dim))
     copied = -(-heads // max(blocks, 1)) * tokens * deep
     return tuple(F32 * size for size in (copied, deep * wide, tokens * wide, 5 * wide))
+
+
+def _lines(copied):
+    """Most lines of memory that tokens of four maps lie in, given their bytes as floats."""
+    return 4 * copied // 64
 
 
 def _geometry(q, window, shift):
@@ -212,17 +222,18 @@ def _gather(layout, batch, heads, origins, geometry, target, target_row):
 
 
 @jit
-def _prefetch(layout, batch, head, origins, geometry):
-    """Begins to bring in the tokens of a window that is next, which hardware does not foresee."""
+def _ask_for(queue, layout, batch, heads, origins, geometry):
+    """Asks for the tokens of a window that is next, which hardware does not foresee."""
     dtype, address, by_batch, by_row, by_column, by_head = layout
     _, _, _, _, dim, rows, columns, _, _ = geometry
+    head, count = heads
     address += batch * by_batch + head * by_head
-    size = dim * (4 if dtype == 0 else 2)
     for i in range(rows):
         for j in range(columns):
-            token = address + origins[i] * by_row + origins[rows + j] * by_column
-            for line in range(0, size, 64):
-                prefetch(token + line)
+            y, x = origins[i], origins[rows + j]
+            if y >= 0 and x >= 0:
+                token = address + y * by_row + x * by_column
+                ask(queue, token, by_head, count, dim * (4 if dtype == 0 else 2))
 
 
 @jit
@@ -269,7 +280,7 @@ def _penalties(origins, geometry, penalties, row):
 
 
 @jit
-def _logits(q, k, scale, bias, head, origins, geometry, mixed, penalties, s, row):
+def _logits(q, k, scale, bias, head, origins, geometry, mixed, penalties, s, row, queue):
     """Logits (tokens, tokens) of a window from its queries and transposed keys."""
     dtype, address, by_head, by_row = bias
     _, _, _, _, dim, rows, columns, _, _ = geometry
@@ -280,7 +291,7 @@ def _logits(q, k, scale, bias, head, origins, geometry, mixed, penalties, s, row
             for j in range(0, tokens, LANES):
                 store(s + i * row + 4 * j, read(dtype, source + j * size, tokens - j))
     vectors, q_row = row // 64, 4 * padded(dim)
-    multiply(tokens, vectors, dim, q, q_row, 4, k, row, s, row, scale, address != 0)
+    multiply(tokens, vectors, dim, q, q_row, 4, k, row, s, row, scale, address != 0, queue)
     if mixed:
         for i in range(rows):
             for j in range(columns):
@@ -290,7 +301,7 @@ def _logits(q, k, scale, bias, head, origins, geometry, mixed, penalties, s, row
 
 
 @jit
-def _forward_windows(begin, end, scratch, geometry, blocks, scale, q, k, v, bias, out, lse):
+def _forward_windows(begin, end, scratch, geometry, blocks, lines, scale, q, k, v, bias, out, lse):
     _, height, width, heads, dim, rows, columns, _, _ = geometry
     tokens = rows * columns
     wide, deep = padded(tokens), padded(dim)
@@ -302,6 +313,7 @@ def _forward_windows(begin, end, scratch, geometry, blocks, scale, q, k, v, bias
     at_kt = at_v + (heads + blocks - 1) // blocks * size
     at_s = at_kt + 4 * deep * wide
     penalties = at_s + 4 * tokens * wide
+    queue = penalties + 5 * 4 * wide
     row, s_row = 4 * deep, 4 * wide
     batch, mixed, planned = 0, False, -1
     for task in range(begin, end):
@@ -312,21 +324,24 @@ def _forward_windows(begin, end, scratch, geometry, blocks, scale, q, k, v, bias
                 _penalties(origins, geometry, penalties, s_row)
             planned = window
         some = share(block, blocks, heads)
-        next_window, next_block = divmod(min(task + 1, end - 1), blocks)
-        next_batch, _ = _plan(next_window, geometry, later)
-        next_first, next_count = share(next_block, blocks, heads)
+        forget(queue, lines)
+        _ask_for(queue, out, batch, some, origins, geometry)
+        if task + 1 < end:
+            next_window, next_block = divmod(task + 1, blocks)
+            next_batch, _ = _plan(next_window, geometry, later)
+            next_some = share(next_block, blocks, heads)
+            for x in (q, k, v):
+                _ask_for(queue, x, next_batch, next_some, later, geometry)
         _gather(q, batch, some, origins, geometry, at_q, row)
         _gather(k, batch, some, origins, geometry, at_k, row)
         _gather(v, batch, some, origins, geometry, at_v, row)
         for h in range(some[1]):
             head, own_q = some[0] + h, at_q + h * size
-            next_head = next_first + min(h, next_count - 1)
             copy_in_transposed(0, at_k + h * size, row, tokens, dim, at_kt, s_row)
-            _prefetch(q, next_batch, next_head, later, geometry)
             _logits(
-                own_q, at_kt, scale, bias, head, origins, geometry, mixed, penalties, at_s, s_row
-            )
-            _prefetch(k, next_batch, next_head, later, geometry)
+                own_q, at_kt, scale, bias, head, origins, geometry, mixed, penalties, at_s, s_row,
+                queue,
+            )  # fmt: skip
             for i in range(rows):
                 for j in range(columns):
                     place = at_s + (i * columns + j) * s_row
@@ -336,11 +351,11 @@ def _forward_windows(begin, end, scratch, geometry, blocks, scale, q, k, v, bias
                     if y >= 0 and x >= 0:
                         at = ((batch * heads + head) * height + y) * width + x
                         put(lse + 4 * at, largest + np.log(total))
-            _prefetch(v, next_batch, next_head, later, geometry)
             own_v = at_v + h * size
             multiply(
-                tokens, deep // LANES, tokens, at_s, s_row, 4, own_v, row, own_q, row, ONE, False
-            )
+                tokens, deep // LANES, tokens, at_s, s_row, 4, own_v, row, own_q, row, ONE, False,
+                queue,
+            )  # fmt: skip
         _scatter(out, batch, some, origins, geometry, at_q, row)
 
 
@@ -352,6 +367,7 @@ def _backward_windows(
     groups,
     geometry,
     blocks,
+    lines,
     scale,
     q,
     k,
@@ -376,6 +392,7 @@ def _backward_windows(
     at_p = at_t + 4 * deep * wide
     at_s = at_p + 4 * tokens * wide
     penalties = at_s + 4 * tokens * wide
+    queue = penalties + 5 * 4 * wide
     row, s_row, vectors = 4 * deep, 4 * wide, deep // LANES
     windows = batches * ((height + rows - 1) // rows) * ((width + columns - 1) // columns)
     for task in range(begin, end):
@@ -384,7 +401,11 @@ def _backward_windows(
         first, last = group * windows // groups, (group + 1) * windows // groups - 1
         for window in range(first, last + 1):
             batch, mixed = _plan(window, geometry, origins)
-            next_batch, _ = _plan(min(window + 1, last), geometry, later)
+            forget(queue, lines)
+            if window < last:
+                next_batch, _ = _plan(window + 1, geometry, later)
+                for x in (q, k, v, grad):
+                    _ask_for(queue, x, next_batch, some, later, geometry)
             if mixed:
                 _penalties(origins, geometry, penalties, s_row)
             _gather(q, batch, some, origins, geometry, at_q, row)
@@ -396,11 +417,10 @@ def _backward_windows(
                 own_q, own_k, own_v = at_q + shift, at_k + shift, at_v + shift
                 own_grad = at_grad + shift
                 copy_in_transposed(0, own_k, row, tokens, dim, at_t, s_row)
-                _prefetch(q, next_batch, head, later, geometry)
                 _logits(
-                    own_q, at_t, scale, bias, head, origins, geometry, mixed, penalties, at_p, s_row
-                )
-                _prefetch(k, next_batch, head, later, geometry)
+                    own_q, at_t, scale, bias, head, origins, geometry, mixed, penalties, at_p,
+                    s_row, queue,
+                )  # fmt: skip
                 copy_in_transposed(0, own_v, row, tokens, dim, at_t, s_row)
                 multiply(
                     tokens,
@@ -415,6 +435,7 @@ def _backward_windows(
                     s_row,
                     ONE,
                     False,
+                    queue,
                 )
                 for i in range(rows):
                     for j in range(columns):
@@ -435,17 +456,18 @@ def _backward_windows(
                         add(at_s, s_row, tokens, wide, total, s_row)
 
                 # Gradients take the places of what is not needed any more.
-                _prefetch(v, next_batch, head, later, geometry)
                 multiply(
-                    tokens, vectors, tokens, at_p, 4, s_row, own_grad, row, own_v, row, ONE, False
-                )
-                _prefetch(grad, next_batch, head, later, geometry)
+                    tokens, vectors, tokens, at_p, 4, s_row, own_grad, row, own_v, row, ONE,
+                    False, queue,
+                )  # fmt: skip
                 multiply(
-                    tokens, vectors, tokens, at_s, 4, s_row, own_q, row, own_grad, row, scale, False
-                )
+                    tokens, vectors, tokens, at_s, 4, s_row, own_q, row, own_grad, row, scale,
+                    False, queue,
+                )  # fmt: skip
                 multiply(
-                    tokens, vectors, tokens, at_s, s_row, 4, own_k, row, own_q, row, scale, False
-                )
+                    tokens, vectors, tokens, at_s, s_row, 4, own_k, row, own_q, row, scale,
+                    False, queue,
+                )  # fmt: skip
             _scatter(dv, batch, some, origins, geometry, at_v, row)
             _scatter(dk, batch, some, origins, geometry, at_grad, row)
             _scatter(dq, batch, some, origins, geometry, at_q, row)
