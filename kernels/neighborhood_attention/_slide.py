@@ -325,12 +325,20 @@ def _stretch(index, count, zs, ys):
 
 @inline
 def _decode(task, g, bands):
-    """Head, band, batch and group of a task; neighboring tasks share most of the bias."""
+    """Head, band, batch and group of a task; neighbors are heads of a sample, near in memory."""
     rest, gy = task // g.step_y, task % g.step_y
     rest, gz = rest // g.step_z, rest % g.step_z
+    rest, h = rest // g.heads, rest % g.heads
     rest, b = rest // g.batch, rest % g.batch
     rest, gx = rest // g.step_x, rest % g.step_x
-    return rest // bands, rest % bands, b, gz, gy, gx
+    return h, rest, b, gz, gy, gx
+
+
+@inline
+def _place_of_sums(task, h, g, bands):
+    """Where a task has its share of sums: those of a head follow one another."""
+    others = g.step_z * g.step_y
+    return (h * bands * g.step_x * g.batch + task // (others * g.heads)) * others + task % others
 
 
 @inline
@@ -424,11 +432,13 @@ def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra
         ys = axis(height, gy, g.height, g.step_y)
         variant = axis_variant(gx, g.width, g.step_x)
         band = bands[variant, at_band]
-        if known != (h, variant, at_band):
+        # Without a bias, what is masked is so for all heads.
+        wanted = (h if biased else 0, variant, at_band)
+        if known != wanted:
             # What rows do not fill stays zero as long as they are as long.
-            if known[1:] != (variant, at_band):
+            if known[1:] != wanted[1:]:
                 clear(memory, w.planes_end // F32)
-            known = (h, variant, at_band)
+            known = wanted
             _expand_bias(rpb, h, lanes, band, w, memory + w.bias)
         if g.extra > 0 and known_extra != (b, h):
             known_extra = (b, h)
@@ -546,15 +556,18 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
 
     for task in range(begin, end):
         h, at_band, b, gz, gy, gx = _decode(task, g, bands.shape[1])
+        own = _place_of_sums(task, h, g, bands.shape[1])
         zs = axis(depth, gz, g.depth, g.step_z)
         ys = axis(height, gy, g.height, g.step_y)
         variant = axis_variant(gx, g.width, g.step_x)
         band = bands[variant, at_band]
-        if known != (h, variant, at_band):
+        # Without a bias, what is masked is so for all heads.
+        wanted = (h if biased else 0, variant, at_band)
+        if known != wanted:
             # What rows do not fill stays zero as long as they are as long.
-            if known[1:] != (variant, at_band):
+            if known[1:] != wanted[1:]:
                 clear(memory, w.planes_end // F32)
-            known = (h, variant, at_band)
+            known = wanted
             _expand_bias(rpb, h, lanes, band, w, memory + w.bias)
         if biased:
             clear(memory + w.dbias, w.bias_rows * w.vectors * LANES)
@@ -703,7 +716,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                     at += 2 * w.sum_tile
                 clear(kept, w.sum_block // F32)
         if biased:
-            _reduce_bias(memory + w.dbias, tiles, band, lanes, w, drpb[task])
+            _reduce_bias(memory + w.dbias, tiles, band, lanes, w, drpb[own])
         if g.extra > 0:
             for i in range(0, extra_size, VECTOR):
                 place = at_extra + 2 * extra_size + i
@@ -712,7 +725,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
             for n in range(2):
                 copy_out(
                     0, at_extra + (2 + n) * extra_size, F32 * w.deep, g.extra, g.dim,
-                    (dextra_v if n else dextra_k) + task * size, F32 * g.dim,
+                    (dextra_v if n else dextra_k) + own * size, F32 * g.dim,
                 )  # fmt: skip
     keep(lines)
     keep(q_lines)
