@@ -194,7 +194,8 @@ def TILES(
     the vector's place. ``accumulate`` adds to C.
 
     There are as many ``products`` with the same A, at least 1: from one to the next B's table is
-    ``b_next`` and C ``c_next`` bytes further.
+    ``b_next`` and C ``c_next`` bytes further. Of the lanes only the first ``lanes`` are wanted:
+    registers of none of them are left out. Each tile asks for lines of a ``queue`` of ``_ahead``.
     """
     n = 0
     while n < rows:
