@@ -16,7 +16,7 @@ from .._blocks import clear, copy_in_transposed, copy_out_transposed, multiply, 
 from .._jit import inline, jit
 from .._reductions import counted_loop
 from .._transposition import gather_transposed, store_transposed
-from .._vectors import F32, LANES, WIDE_REGISTERS, load, store
+from .._vectors import F32, LANES, WIDE_REGISTERS, load, put_int, store
 
 __all__ = ["convolve", "convolve_gradient", "pack", "packed_size", "unpack", "work_size"]
 
@@ -289,15 +289,6 @@ def convolve_gradient(x, dy, start, length, count, column, sums, work):
         )
 
 
-@intrinsic
-def _put_address(typingctx, place, address):
-    def codegen(context, builder, signature, args):
-        llvm.store(builder, args[1], args[0], 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
 @jit
 def pack(source, count, group, taps, flipped, target, work):
     """Arranges weights of a chunk (count, group, taps) so that channels are lanes.
@@ -330,7 +321,7 @@ def pack(source, count, group, taps, flipped, target, work):
                 row = channel * group + i
                 if flipped:
                     row = (channel // group * group + i) * group + channel % group
-                _put_address(table + 8 * lane, source + row * taps * F32)
+                put_int(table + 8 * lane, source + row * taps * F32)
             for t in range(0, taps, LANES):
                 gather_transposed(FLOAT, table, t * F32, taps - t, block, VECTOR)
                 for tap in range(t, min(t + LANES, taps)):

@@ -11,6 +11,7 @@ from .._packing import empty_each
 from .._threads import CHUNKS_PER_THREAD, parallel_for
 from . import _dense, _plan, _slide
 from ._maps import Geometry, Tensor
+from ._scratch import scratch
 from ._tile import TILES
 
 MOST_DENSE = 512
@@ -35,7 +36,7 @@ def forward(q, k, v, rpb, extra_k, extra_v, kernel, dilation, stride, causal, sc
         across = tuple(_plan.rows(*width))
         kernel, call = _dense.forward, (*maps, *extras, *rows, across)
     else:
-        w = _slide.scratch(rules, g.dim, g.extra, rpb is not None, False)
+        w = scratch(rules, g.dim, g.extra, rpb is not None, False)
         columns = _plan.columns(*width, False)
         groups *= columns.bands.shape[1]
         # Where there are few heads, their rows are shared out.
@@ -94,7 +95,7 @@ def backward(
         kernel = _dense.backward
         tasks = g.heads * -(-groups // g.heads // _dense.UNIT)
     else:
-        w = _slide.scratch(rules, g.dim, g.extra, rpb is not None, True)
+        w = scratch(rules, g.dim, g.extra, rpb is not None, True)
         columns = _plan.columns(*width, True)
         across = tuple(columns)
         groups *= columns.bands.shape[1]
