@@ -14,6 +14,7 @@ from ._tiles import COLUMNS, ROWS, multiply_tile
 from ._transposition import load_transposed, store_transposed, transpose_8
 from ._vectors import (
     LANES,
+    REGISTER,
     WIDE_REGISTERS,
     broadcast,
     exp,
@@ -176,12 +177,34 @@ def copy_out(dtype, source, source_row, rows, columns, target, target_row):
 
 
 @inline
+def _are_registers(dtype, rows, columns):
+    """Whether blocks are what ``_transpose_floats`` transposes."""
+    return not WIDE_REGISTERS and dtype == 0 and rows >= REGISTER and columns >= REGISTER
+
+
+@inline
 def _transpose_floats(source, source_row, rows, columns, target, target_row):
-    """Transposes floats, multiples of 8, by blocks of as many."""
-    for i in range(0, rows, 8):
-        for j in range(0, columns, 8):
-            block, place = source + i * source_row + 4 * j, target + j * target_row + 4 * i
-            transpose_8(block, source_row, place, target_row)
+    """Transposes floats by blocks of 8 x 8, of which the last ones overlap those before them."""
+    for top in range(0, rows, LANES):
+        for left in range(0, columns, REGISTER):
+            j = min(left, columns - REGISTER)
+            for part in range(top, min(top + LANES, rows), REGISTER):
+                i = min(part, rows - REGISTER)
+                block, place = source + i * source_row + 4 * j, target + j * target_row + 4 * i
+                transpose_8(block, source_row, place, target_row)
+
+
+@inline
+def _clear_ends(rows, columns, target, target_row):
+    """Writes zeros to what fills rows of ``columns`` floats up to 16s, and whole rows beyond."""
+    zero = broadcast(np.float32(0))
+    if columns % LANES > 0:
+        last = target + 4 * (columns // LANES * LANES)
+        for i in range(rows):
+            store(last + i * target_row, zero)
+    for i in range(rows, padded(rows)):
+        for j in range(0, columns, LANES):
+            store(target + i * target_row + 4 * j, zero)
 
 
 @jit
@@ -190,6 +213,10 @@ def copy_in_transposed(dtype, source, source_row, rows, columns, target, target_
 
     The target has both sides filled up with zeros to 16s.
     """
+    if _are_registers(dtype, rows, columns):
+        _clear_ends(columns, rows, target, target_row)
+        _transpose_floats(source, source_row, rows, columns, target, target_row)
+        return
     size = 4 if dtype == 0 else 2
     for i in range(0, rows, LANES):
         for j in range(0, columns, LANES):
@@ -197,10 +224,7 @@ def copy_in_transposed(dtype, source, source_row, rows, columns, target, target_
             place = target + j * target_row + 4 * i
             high, wide = rows - i, columns - j
             if dtype == 0:
-                if not WIDE_REGISTERS and high >= LANES and wide >= LANES:
-                    _transpose_floats(block, source_row, LANES, LANES, place, target_row)
-                else:
-                    load_transposed(0, block, source_row, high, wide, place, target_row)
+                load_transposed(0, block, source_row, high, wide, place, target_row)
             elif dtype == 1:
                 load_transposed(1, block, source_row, high, wide, place, target_row)
             else:
@@ -213,19 +237,17 @@ def copy_out_transposed(dtype, source, source_row, rows, columns, target, target
 
     The source has both sides readable to 16s.
     """
+    if _are_registers(dtype, rows, columns):
+        _transpose_floats(source, source_row, columns, rows, target, target_row)
+        return
     size = 4 if dtype == 0 else 2
     for i in range(0, rows, LANES):
         for j in range(0, columns, LANES):
             block = source + j * source_row + 4 * i
             place = target + i * target_row + j * size
-            high, wide = min(rows - i, LANES), min(columns - j, LANES)
+            high, wide = rows - i, columns - j
             if dtype == 0:
-                if not WIDE_REGISTERS and high == LANES and wide == LANES:
-                    _transpose_floats(block, source_row, LANES, LANES, place, target_row)
-                elif not WIDE_REGISTERS and (high | wide) % 8 == 0:
-                    _transpose_floats(block, source_row, wide, high, place, target_row)
-                else:
-                    store_transposed(0, block, source_row, place, target_row, high, wide)
+                store_transposed(0, block, source_row, place, target_row, high, wide)
             elif dtype == 1:
                 store_transposed(1, block, source_row, place, target_row, high, wide)
             else:

@@ -18,6 +18,7 @@ __all__ = [
     "INTS",
     "LANES",
     "MASK",
+    "REGISTER",
     "VECTOR",
     "WIDE_REGISTERS",
     "call",
@@ -51,6 +52,8 @@ INTS = ir.VectorType(I32, LANES)
 _features = (numba.config.CPU_FEATURES or binding.get_host_cpu_features().flatten()).split(",")
 WIDE_REGISTERS = "+avx512f" in _features
 """Whether registers hold 16 floats, with masks for their lanes, and there are 32 of them."""
+REGISTER = LANES if WIDE_REGISTERS else 8
+"""Floats of a register."""
 BLENDS = "+avx" in _features
 """Whether lanes of registers of 8 floats are chosen by the signs of another's."""
 

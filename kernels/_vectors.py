@@ -13,11 +13,12 @@ from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
 from . import _llvm as llvm
-from ._llvm import F32, LANES, WIDE_REGISTERS
+from ._llvm import F32, LANES, REGISTER, WIDE_REGISTERS
 
 __all__ = [
     "F32",
     "LANES",
+    "REGISTER",
     "WIDE_REGISTERS",
     "broadcast",
     "exp",

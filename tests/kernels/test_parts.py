@@ -7,8 +7,8 @@ from visattn.kernels import _ahead
 from visattn.kernels._blocks import copy_in_transposed, copy_out_transposed, multiply
 from visattn.kernels._jit import jit
 
-SIZES = [(16, 16), (32, 48), (8, 24), (56, 32), (1, 16), (16, 1), (49, 33)]
-"""Whole blocks, halves of them, and less."""
+SIZES = [(16, 16), (32, 48), (8, 24), (56, 32), (9, 28), (20, 12), (1, 16), (16, 1), (49, 33)]
+"""Whole blocks, halves of them, what they overlap in, and less."""
 
 
 @jit
