@@ -5,14 +5,14 @@ from numba import types
 from numba.extending import intrinsic
 
 from . import _llvm as llvm
-from ._vectors import F32, LANES, WIDE_REGISTERS, vector
+from ._vectors import F32, LANES, REGISTER, WIDE_REGISTERS
 
-__all__ = ["TILE", "counted_loop", "inner_products_tile", "sums_of_lanes"]
+__all__ = ["TILE", "counted_loop", "inner_products_tile", "put_sums_of_lanes"]
 
 TILE = 4
 """Rows of either factor of ``inner_products_tile``."""
-HIGH, SHORT = (TILE, LANES) if WIDE_REGISTERS else (2, 8)
-"""Rows of the first factor, and lanes, that registers have room for."""
+HIGH = TILE if WIDE_REGISTERS else 2
+"""Rows of the first factor that registers have room for."""
 
 
 def counted_loop(builder, count, states, body):
@@ -45,16 +45,18 @@ def counted_loop(builder, count, states, body):
 
 
 def _sums_of_lanes(builder, rows):
-    """The vector of the sums of 16 vectors: pairs of them are folded into one, half onto half."""
+    """Sums of as many vectors as these have lanes: pairs are folded into one, half onto half."""
+    lanes = len(rows)
+    kind = ir.VectorType(llvm.I32, lanes)
     while len(rows) > 1:
         half = len(rows) // 2
-        upper = [lane // half % 2 * LANES for lane in range(LANES)]
+        upper = [lane // half % 2 * lanes for lane in range(lanes)]
         low = [lane - (half if u else 0) + u for lane, u in enumerate(upper)]
         high = [lane + (0 if u else half) + u for lane, u in enumerate(upper)]
         rows = [
             builder.fadd(
-                builder.shuffle_vector(x, y, ir.Constant(llvm.INTS, low)),
-                builder.shuffle_vector(x, y, ir.Constant(llvm.INTS, high)),
+                builder.shuffle_vector(x, y, ir.Constant(kind, low)),
+                builder.shuffle_vector(x, y, ir.Constant(kind, high)),
             )
             for x, y in zip(rows[:half], rows[half:], strict=True)
         ]
@@ -62,18 +64,21 @@ def _sums_of_lanes(builder, rows):
 
 
 @intrinsic
-def sums_of_lanes(typingctx, source, row):
-    """The sums of the lanes of 16 vectors, ``row`` bytes apart."""
+def put_sums_of_lanes(typingctx, target, source):
+    """Writes the sums of the lanes of registers in a row, as many as each has lanes."""
 
     def codegen(context, builder, signature, args):
-        source, row = args
-        vectors = [
-            llvm.load(builder, llvm.offset(builder, source, row, i), llvm.VECTOR, 4)
-            for i in range(LANES)
+        target, source = args
+        step = llvm.number(REGISTER * F32)
+        kind = ir.VectorType(llvm.FLOAT, REGISTER)
+        rows = [
+            llvm.load(builder, llvm.offset(builder, source, step, i), kind, F32)
+            for i in range(REGISTER)
         ]
-        return _sums_of_lanes(builder, vectors)
+        llvm.store(builder, _sums_of_lanes(builder, rows), target, F32)
+        return context.get_dummy_value()
 
-    return vector(types.int64, types.int64), codegen
+    return types.void(types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -100,11 +105,11 @@ def inner_products_tile(typingctx, vectors, a, a_row, b, b_row, c, c_row):
 
 def _inner_products(builder, vectors, a, a_row, b, b_row):
     """Inner products, lane by lane, of ``HIGH`` rows of A with ``TILE`` rows of B."""
-    kind = ir.VectorType(llvm.FLOAT, SHORT)
-    zeros = ir.Constant(kind, [0.0] * SHORT)
+    kind = ir.VectorType(llvm.FLOAT, REGISTER)
+    zeros = ir.Constant(kind, [0.0] * REGISTER)
 
     def body(index, sums):
-        shift = builder.mul(index, llvm.number(SHORT * F32))
+        shift = builder.mul(index, llvm.number(REGISTER * F32))
         left, right = (
             [
                 llvm.load(builder, builder.add(llvm.offset(builder, x, row, i), shift), kind, 4)
@@ -115,9 +120,9 @@ def _inner_products(builder, vectors, a, a_row, b, b_row):
         pairs = ((x, y) for x in left for y in right)
         return [llvm.fma(builder, x, y, total) for (x, y), total in zip(pairs, sums, strict=True)]
 
-    steps = builder.mul(vectors, llvm.number(LANES // SHORT))
+    steps = builder.mul(vectors, llvm.number(LANES // REGISTER))
     sums = counted_loop(builder, steps, [zeros] * (HIGH * TILE), body)
-    if SHORT == LANES:
+    if REGISTER == LANES:
         return sums
     all_lanes = ir.Constant(llvm.INTS, list(range(LANES)))
     return [builder.shuffle_vector(x, zeros, all_lanes) for x in sums]

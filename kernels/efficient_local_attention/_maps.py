@@ -24,8 +24,8 @@ from .._blocks import (
 )
 from .._elements import store_as
 from .._jit import inline, jit
-from .._reductions import sums_of_lanes
-from .._vectors import F32, LANES, fma, load, load_lanes, put, reduce_add, store
+from .._reductions import put_sums_of_lanes
+from .._vectors import F32, LANES, REGISTER, fma, load, load_lanes
 from ._rows import (
     MOST,
     gate_rows,
@@ -59,8 +59,9 @@ def work_size(chunk, height, width):
     high, wide = (-(-side // LANES) * LANES for side in (height, width))
     plane = height * width
     slab = max(SLAB // F32, plane)
-    by_lanes = max(SLAB // (plane * F32), 1) * height
-    planes = LANES * (3 * high + 4 * wide + by_lanes + 1) + 2 * slab
+    rows = max(SLAB // (plane * F32), 1) * height
+    by_lanes = (rows + REGISTER) * REGISTER
+    planes = LANES * (3 * high + 4 * wide + 1) + by_lanes + 2 * slab
     return max(planes, 2 * width * (-(-chunk // LANES) * LANES)) + LANES
 
 
@@ -93,7 +94,7 @@ def sum_planes(form, x, count, layout, z, work):
     rows = work
     columns = rows + (height + 1) * VECTOR
     by_lanes = columns + LANES * side
-    slab = by_lanes + step * height * VECTOR
+    slab = by_lanes + (step * height + REGISTER) * REGISTER * F32
     for n in range(0, count, LANES):
         planes = min(count - n, LANES)
         for p in range(0, planes, step):
@@ -108,7 +109,7 @@ def sum_planes(form, x, count, layout, z, work):
                         height,
                         min(width - j, MOST),
                         columns + (p + k) * side + j * F32,
-                        by_lanes + k * height * VECTOR,
+                        by_lanes + k * height * REGISTER * F32,
                         j > 0,
                     )
             _sum_lanes_of(by_lanes, some * height, rows + p * height * F32)
@@ -119,15 +120,13 @@ def sum_planes(form, x, count, layout, z, work):
 
 
 @jit
-def _sum_lanes_of(vectors, count, target):
-    """Writes the sum of the lanes of each vector; the last 16 may overlap those before them."""
-    if count >= LANES:
-        for i in range(0, count, LANES):
-            start = min(i, count - LANES)
-            store(target + start * F32, sums_of_lanes(vectors + start * VECTOR, VECTOR))
-    else:
-        for i in range(count):
-            put(target + i * F32, reduce_add(load(vectors + i * VECTOR)))
+def _sum_lanes_of(registers, count, target):
+    """Writes the sum of the lanes of each register, as many at a time as one has lanes.
+
+    There is memory for those that this reads and writes beyond the last one.
+    """
+    for i in range(0, count, REGISTER):
+        put_sums_of_lanes(target + i * F32, registers + i * REGISTER * F32)
 
 
 @jit
@@ -287,7 +286,7 @@ def sum_planes_gradient(form, x, grad, count, layout, y, dy, work):
     rows = column_gates + LANES * side
     columns = rows + (height + 1) * VECTOR
     by_lanes = columns + LANES * side
-    slab = by_lanes + step * height * VECTOR
+    slab = by_lanes + (step * height + REGISTER) * REGISTER * F32
     grad_slab = slab + max(SLAB, plane * F32)
     for n in range(0, count, LANES):
         planes = min(count - n, LANES)
@@ -309,7 +308,7 @@ def sum_planes_gradient(form, x, grad, count, layout, y, dy, work):
                         row_gates + (p + k) * high,
                         column_gates + (p + k) * side + j * F32,
                         columns + (p + k) * side + j * F32,
-                        by_lanes + k * height * VECTOR,
+                        by_lanes + k * height * REGISTER * F32,
                         j > 0,
                     )
             _sum_lanes_of(by_lanes, some * height, rows + p * height * F32)

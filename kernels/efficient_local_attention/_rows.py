@@ -1,8 +1,13 @@
 """Inner loops over rows of maps, with what they need of the gates in registers.
 
 Rows are columns of a plane, or the channels of a position: at most ``MOST`` floats of a row at a
-time. The gates of a row's floats are in vectors ``block`` bytes apart.
+time. Gates of channels are in vectors ``block`` bytes apart.
+
+Rows of planes are taken a register at a time. The last one ends where the row does, and shares
+floats with the one before it, for parts of registers are slow to write where these have no masks.
 """
+
+from functools import reduce
 
 from llvmlite import ir
 from numba import types
@@ -11,7 +16,7 @@ from numba.extending import intrinsic
 from .. import _llvm as llvm
 from .._elements import emit_load_converted, emit_store_converted
 from .._reductions import counted_loop
-from .._vectors import F32, LANES, vector
+from .._vectors import F32, LANES, REGISTER, vector
 
 __all__ = [
     "MOST",
@@ -26,6 +31,21 @@ __all__ = [
 
 MOST = 64
 """Most floats of a row at a time."""
+REGISTERS = ir.VectorType(llvm.FLOAT, REGISTER)
+
+
+def _for_each_number(builder, columns, lanes, emit):
+    """Emits code for each number of vectors of ``lanes`` that so many columns can take."""
+    vectors = builder.sdiv(builder.add(columns, llvm.number(lanes - 1)), llvm.number(lanes))
+    end = builder.append_basic_block("end")
+    switch = builder.switch(vectors, end)
+    for number in range(1, MOST // lanes + 1):
+        block = builder.append_basic_block(f"vectors{number}")
+        switch.add_case(llvm.number(number), block)
+        builder.position_at_end(block)
+        emit(number)
+        builder.branch(end)
+    builder.position_at_end(end)
 
 
 def _for_each_width(builder, columns, emit):
@@ -34,21 +54,68 @@ def _for_each_width(builder, columns, emit):
     Four whole ones have code of their own, without masks: most of a wide map is made of them.
     """
     whole = llvm.number(LANES)
-    vectors = builder.sdiv(builder.add(columns, llvm.number(LANES - 1)), whole)
-    end = builder.append_basic_block("end")
-    switch = builder.switch(vectors, end)
-    for number in range(1, MOST // LANES + 1):
-        block = builder.append_basic_block(f"vectors{number}")
-        switch.add_case(llvm.number(number), block)
-        builder.position_at_end(block)
-        if number == MOST // LANES:
-            with builder.if_then(builder.icmp_signed("==", columns, llvm.number(MOST))):
-                emit([whole] * number)
-                builder.branch(end)
+
+    def emit_number(number):
+        counts = [whole] * (number - 1)
         last = builder.sub(columns, llvm.number(LANES * (number - 1)))
-        emit([whole] * (number - 1) + [last])
-        builder.branch(end)
-    builder.position_at_end(end)
+        if number == MOST // LANES:
+            _for_both(
+                builder,
+                builder.icmp_signed("==", columns, llvm.number(MOST)),
+                lambda all_whole: emit([*counts, whole if all_whole else last]),
+            )
+        else:
+            emit([*counts, last])
+
+    _for_each_number(builder, columns, LANES, emit_number)
+
+
+class _Row:
+    """Registers of a row of a plane, of which that of a row shorter than one is not whole."""
+
+    def __init__(self, builder, columns, number):
+        self.builder, self.columns = builder, columns
+        self.whole = number > 1
+        self.starts = [llvm.number(REGISTER * F32 * i) for i in range(number)]
+        if self.whole:
+            last = builder.sub(columns, llvm.number(REGISTER))
+            self.starts[-1] = builder.mul(last, llvm.number(F32))
+        kind = ir.VectorType(llvm.I32, REGISTER)
+        shared = builder.sub(llvm.number(REGISTER * number), columns)
+        shared = llvm.splat(builder, builder.trunc(shared, llvm.I32), REGISTER)
+        lanes = ir.Constant(kind, list(range(REGISTER)))
+        self.new = builder.sext(builder.icmp_signed(">=", lanes, shared), kind)
+
+    def load(self, address):
+        """The floats of each register; those of one that is not whole have zeros behind them."""
+        if self.whole:
+            places = [self.builder.add(address, start) for start in self.starts]
+            return [llvm.load(self.builder, place, REGISTERS, F32) for place in places]
+        value = emit_load_converted(self.builder, 0, address, self.columns)
+        return [self._with_lanes(value, REGISTER)]
+
+    def store(self, address, values):
+        """Writes each register."""
+        if self.whole:
+            for start, value in zip(self.starts, values, strict=True):
+                llvm.store(self.builder, value, self.builder.add(address, start), F32)
+        else:
+            value = self._with_lanes(values[0], LANES)
+            emit_store_converted(self.builder, 0, value, address, self.columns)
+
+    def without_shared(self, values):
+        """The last register has zeros for floats that are in the one before it, too."""
+        if not self.whole:
+            return values
+        bits = self.builder.and_(self.builder.bitcast(values[-1], self.new.type), self.new)
+        return [*values[:-1], self.builder.bitcast(bits, REGISTERS)]
+
+    def _with_lanes(self, value, lanes):
+        if lanes == value.type.count:
+            return value
+        chosen = [i % value.type.count for i in range(lanes)]
+        chosen = ir.Constant(ir.VectorType(llvm.I32, lanes), chosen)
+        return self.builder.shuffle_vector(value, value, chosen)
 
 
 def _for_both(builder, condition, emit):
@@ -64,13 +131,17 @@ def _at(builder, address, vector):
     return builder.add(address, llvm.number(LANES * F32 * vector))
 
 
+def _next_register(builder, address):
+    return builder.add(address, llvm.number(REGISTER * F32))
+
+
 def _load_first(builder, address, vector, count):
     return emit_load_converted(builder, 0, _at(builder, address, vector), count)
 
 
 def _load_number(builder, address, index):
     place = builder.add(address, builder.mul(index, llvm.number(F32)))
-    return llvm.splat(builder, llvm.load(builder, place, llvm.FLOAT, 4))
+    return llvm.splat(builder, llvm.load(builder, place, llvm.FLOAT, 4), REGISTER)
 
 
 def _add_to(builder, address, value):
@@ -81,7 +152,7 @@ def _add_to(builder, address, value):
 
 def _emit_stream(builder, address, value):
     write = builder.store(value, llvm.pointer(builder, address, value.type))
-    write.align = LANES * F32
+    write.align = value.type.count * F32
     write.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(llvm.I32, 1)]))
 
 
@@ -120,44 +191,44 @@ def gate_rows(
     def codegen(context, builder, signature, args):
         x, out, row, rows, columns, gates, others, slopes, other_slopes, sloped, streams = args
 
-        def emit_loop(counts, sloped, streams):
-            across = range(len(counts))
-            factors = [llvm.load(builder, _at(builder, others, j), llvm.VECTOR, 4) for j in across]
-            if sloped:
-                offsets = [
-                    llvm.load(builder, _at(builder, other_slopes, j), llvm.VECTOR, 4)
-                    for j in across
-                ]
+        def emit_loop(number, sloped, streams):
+            line = _Row(builder, columns, number)
+            factors = line.load(others)
+            offsets = line.load(other_slopes) if sloped else None
 
             def body(index, states):
                 source, target = states
                 gate = _load_number(builder, gates, index)
                 slope = _load_number(builder, slopes, index) if sloped else None
-                for j, count in enumerate(counts):
-                    value = _load_first(builder, source, j, count)
-                    factor = builder.fmul(gate, factors[j])
+                # All of a row before any is written, which may be where the row is.
+                values = line.load(source)
+                for i, factor in enumerate(factors):
+                    factor = builder.fmul(gate, factor)
                     if sloped:
-                        value = llvm.fma(builder, value, factor, builder.fadd(slope, offsets[j]))
+                        offset = builder.fadd(slope, offsets[i])
+                        values[i] = llvm.fma(builder, values[i], factor, offset)
                     else:
-                        value = builder.fmul(value, factor)
-                    if streams:
-                        _emit_stream(builder, _at(builder, target, j), value)
-                    else:
-                        emit_store_converted(builder, 0, value, _at(builder, target, j), count)
+                        values[i] = builder.fmul(values[i], factor)
+                if streams:
+                    for i, value in enumerate(values):
+                        place = builder.add(target, llvm.number(REGISTER * F32 * i))
+                        _emit_stream(builder, place, value)
+                else:
+                    line.store(target, values)
                 return [builder.add(source, row), builder.add(target, row)]
 
             counted_loop(builder, rows, [x, out], body)
 
-        def emit(counts):
+        def emit(number):
             _for_both(
                 builder,
                 sloped,
                 lambda sloped: _for_both(
-                    builder, streams, lambda streams: emit_loop(counts, sloped, streams)
+                    builder, streams, lambda streams: emit_loop(number, sloped, streams)
                 ),
             )
 
-        _for_each_width(builder, columns, emit)
+        _for_each_number(builder, columns, REGISTER, emit)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 9, types.boolean, types.boolean), codegen
@@ -165,7 +236,7 @@ def gate_rows(
 
 @intrinsic
 def sum_both_ways(typingctx, x, row, rows, columns, column_sums, row_sums, accumulate):
-    """Writes the sums of columns, and the sums of each row by lanes, a vector a row.
+    """Writes the sums of columns, and the sums of each row by lanes, a register a row.
 
     The latter are added to what is there where ``accumulate``.
     """
@@ -173,26 +244,27 @@ def sum_both_ways(typingctx, x, row, rows, columns, column_sums, row_sums, accum
     def codegen(context, builder, signature, args):
         x, row, rows, columns, column_sums, row_sums, accumulate = args
 
-        def emit_loop(counts, accumulate):
+        def emit_loop(number, accumulate):
+            line = _Row(builder, columns, number)
+
             def body(index, states):
                 source, target, *sums = states
-                total = llvm.load(builder, target, llvm.VECTOR, 4) if accumulate else None
-                for j, count in enumerate(counts):
-                    value = _load_first(builder, source, j, count)
-                    sums[j] = builder.fadd(sums[j], value)
-                    total = value if total is None else builder.fadd(total, value)
-                llvm.store(builder, total, target, 4)
-                return [builder.add(source, row), _at(builder, target, 1), *sums]
+                values = line.load(source)
+                sums = [builder.fadd(*pair) for pair in zip(sums, values, strict=True)]
+                terms = line.without_shared(values)
+                if accumulate:
+                    terms.append(llvm.load(builder, target, REGISTERS, F32))
+                llvm.store(builder, reduce(builder.fadd, terms), target, F32)
+                return [builder.add(source, row), _next_register(builder, target), *sums]
 
-            states = [x, row_sums] + [llvm.constant(0.0)] * len(counts)
+            states = [x, row_sums] + [ir.Constant(REGISTERS, None)] * number
             _, _, *sums = counted_loop(builder, rows, states, body)
-            for j, total in enumerate(sums):
-                llvm.store(builder, total, _at(builder, column_sums, j), 4)
+            line.store(column_sums, sums)
 
-        def emit(counts):
-            _for_both(builder, accumulate, lambda accumulate: emit_loop(counts, accumulate))
+        def emit(number):
+            _for_both(builder, accumulate, lambda accumulate: emit_loop(number, accumulate))
 
-        _for_each_width(builder, columns, emit)
+        _for_each_number(builder, columns, REGISTER, emit)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6, types.boolean), codegen
@@ -203,39 +275,41 @@ def weigh_rows(typingctx, x, grad, row, rows, columns, gates, others, totals, ro
     """Multiplies rows of x and of gradients with each other.
 
     Products by the gates of rows are summed over rows; those by the gates of columns are summed by
-    lanes, a vector a row, which is added to what is there where ``accumulate``.
+    lanes, a register a row, which is added to what is there where ``accumulate``.
     """
 
     def codegen(context, builder, signature, args):
         x, grad, row, rows, columns, gates, others, totals, row_sums, accumulate = args
 
-        def emit_loop(counts, accumulate):
-            factors = [_load_first(builder, others, j, count) for j, count in enumerate(counts)]
+        def emit_loop(number, accumulate):
+            line = _Row(builder, columns, number)
+            factors = line.without_shared(line.load(others))
 
             def body(index, states):
                 source, upstream, target, *sums = states
                 gate = _load_number(builder, gates, index)
                 total = (
-                    llvm.load(builder, target, llvm.VECTOR, 4) if accumulate else llvm.constant(0.0)
+                    llvm.load(builder, target, REGISTERS, F32)
+                    if accumulate
+                    else ir.Constant(REGISTERS, None)
                 )
-                for j, count in enumerate(counts):
-                    value = _load_first(builder, source, j, count)
-                    value = builder.fmul(value, _load_first(builder, upstream, j, count))
-                    total = llvm.fma(builder, value, factors[j], total)
-                    sums[j] = llvm.fma(builder, value, gate, sums[j])
-                llvm.store(builder, total, target, 4)
+                pairs = zip(line.load(source), line.load(upstream), strict=True)
+                for i, pair in enumerate(pairs):
+                    value = builder.fmul(*pair)
+                    total = llvm.fma(builder, value, factors[i], total)
+                    sums[i] = llvm.fma(builder, value, gate, sums[i])
+                llvm.store(builder, total, target, F32)
                 following = [builder.add(address, row) for address in (source, upstream)]
-                return [*following, _at(builder, target, 1), *sums]
+                return [*following, _next_register(builder, target), *sums]
 
-            states = [x, grad, row_sums] + [llvm.constant(0.0)] * len(counts)
+            states = [x, grad, row_sums] + [ir.Constant(REGISTERS, None)] * number
             _, _, _, *sums = counted_loop(builder, rows, states, body)
-            for j, total in enumerate(sums):
-                llvm.store(builder, total, _at(builder, totals, j), 4)
+            line.store(totals, sums)
 
-        def emit(counts):
-            _for_both(builder, accumulate, lambda accumulate: emit_loop(counts, accumulate))
+        def emit(number):
+            _for_both(builder, accumulate, lambda accumulate: emit_loop(number, accumulate))
 
-        _for_each_width(builder, columns, emit)
+        _for_each_number(builder, columns, REGISTER, emit)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 9, types.boolean), codegen
