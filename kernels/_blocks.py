@@ -37,6 +37,7 @@ __all__ = [
     "copy_in_transposed",
     "copy_out",
     "copy_out_transposed",
+    "even_share",
     "exponentials",
     "inner_product",
     "multiply",
@@ -88,7 +89,7 @@ def multiply(
         wide = min(vectors - j, COLUMNS)
         right, i = b + 64 * j, 0
         while i < rows:
-            count = _even_share(rows - i)
+            count = even_share(rows - i, ROWS)
             left, out = a + i * a_row, c + i * c_row + 64 * j
             multiply_tile(
                 count,
@@ -109,9 +110,9 @@ def multiply(
 
 
 @inline
-def _even_share(rows):
-    """Rows of the next tile, so that the last one is not a sliver."""
-    tiles = (rows + ROWS - 1) // ROWS
+def even_share(rows, most):
+    """Rows of the next tile of at most so many, so that the last one is not a sliver."""
+    tiles = (rows + most - 1) // most
     return (rows + tiles - 1) // tiles
 
 

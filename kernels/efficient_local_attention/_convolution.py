@@ -2,8 +2,9 @@
 
 A strip has the 16 channels of a position in a vector, and rows of zeros on either side as far as
 the kernel reaches. Groups of 1, 2, 4, 8 or 16 channels share vectors: each vector is taken apart
-to as many, which repeat one channel of every group in all lanes of the group. Other groups are
-products of matrices. Strips of a chunk of channels are ``column`` bytes apart.
+to as many, which repeat one channel of every group in all lanes of the group. Where a group fills
+registers, those of a few positions are summed with the weights of all taps in others. Other groups
+are products of matrices. Strips of a chunk of channels are ``column`` bytes apart.
 """
 
 import numpy as np
@@ -12,11 +13,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from .. import _llvm as llvm
-from .._blocks import clear, copy_in_transposed, copy_out_transposed, multiply, padded
+from .._blocks import clear, copy_in_transposed, copy_out_transposed, even_share, multiply, padded
 from .._jit import inline, jit
 from .._reductions import counted_loop
 from .._transposition import gather_transposed, store_transposed
-from .._vectors import F32, LANES, WIDE_REGISTERS, load, put_int, store
+from .._vectors import F32, LANES, REGISTER, WIDE_REGISTERS, load, put_int, store
 
 __all__ = ["convolve", "convolve_gradient", "pack", "packed_size", "unpack", "work_size"]
 
@@ -25,6 +26,8 @@ FLOAT = 0
 VECTOR = LANES * F32
 ROWS = 8 if WIDE_REGISTERS else 6
 """Most rows of a tile of ``_multiply_lanes``."""
+ROOM = 14
+"""Registers for sums of positions and weights of taps."""
 
 
 def _is_dense(group):
@@ -32,6 +35,12 @@ def _is_dense(group):
 
 
 is_dense = inline(_is_dense)
+
+
+@inline
+def _fills_registers(group, taps):
+    """Whether ``_convolve_in_registers`` takes such a convolution."""
+    return group % REGISTER == 0 and (taps == 5 or taps == 7)
 
 
 def packed_size(chunk, group, taps):
@@ -96,9 +105,11 @@ def _emit_lanes_tile(builder, rows, depth, a, a_row, a_step, b, b_step, c, c_row
 @jit
 def _multiply_lanes(rows, depth, a, a_row, a_step, b, b_step, c, c_row, accumulate):
     """``C[i] = sum over k of A[i, k] * B[k]`` of vectors, or adds that where ``accumulate``."""
-    for i in range(0, rows, ROWS):
+    i = 0
+    while i < rows:
+        count = even_share(rows - i, ROWS)
         _multiply_lanes_tile(
-            min(rows - i, ROWS),
+            count,
             depth,
             a + i * a_row,
             a_row,
@@ -109,6 +120,77 @@ def _multiply_lanes(rows, depth, a, a_row, a_step, b, b_step, c, c_row, accumula
             c_row,
             accumulate,
         )
+        i += count
+
+
+@intrinsic(prefer_literal=True)
+def _convolve_tile(typingctx, taps, positions, group, x, weights, y):
+    """Convolves a register of channels at a few positions, as many as there is room for.
+
+    Args:
+        taps: A literal.
+        positions: Their number.
+        group: Channels of a group.
+        x: The group's first channel at the first position that a tap reaches.
+        weights: Those of the register's channels for the first tap and the group's first channel.
+        y: The register's channels at the first position.
+    """
+
+    def codegen(context, builder, signature, args):
+        _, positions, *operands = args
+        end = builder.append_basic_block("end")
+        switch = builder.switch(positions, end)
+        for count in range(1, ROOM - taps.literal_value + 1):
+            block = builder.append_basic_block(f"positions{count}")
+            switch.add_case(ir.Constant(positions.type, count), block)
+            builder.position_at_end(block)
+            _emit_tile(builder, taps.literal_value, count, *operands)
+            builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.void(taps, *[types.int64] * 5), codegen
+
+
+def _emit_tile(builder, taps, positions, group, x, weights, y):
+    kind = ir.VectorType(llvm.FLOAT, REGISTER)
+    tap = builder.mul(group, llvm.number(VECTOR))
+
+    def body(_, states):
+        channel, row, *sums = states
+        factors = [
+            llvm.load(builder, llvm.offset(builder, row, tap, t), kind, F32) for t in range(taps)
+        ]
+        for i in range(positions + taps - 1):
+            place = builder.add(channel, llvm.number(VECTOR * i))
+            value = llvm.splat(builder, llvm.load(builder, place, llvm.FLOAT, F32), REGISTER)
+            for t, factor in enumerate(factors):
+                if 0 <= i - t < positions:
+                    sums[i - t] = llvm.fma(builder, value, factor, sums[i - t])
+        following = builder.add(channel, llvm.number(F32)), builder.add(row, llvm.number(VECTOR))
+        return [*following, *sums]
+
+    states = [x, weights] + [ir.Constant(kind, None)] * positions
+    _, _, *sums = counted_loop(builder, group, states, body)
+    for i, total in enumerate(sums):
+        llvm.store(builder, total, builder.add(y, llvm.number(VECTOR * i)), F32)
+
+
+@jit
+def _convolve_in_registers(x, length, kernel, y):
+    """Convolves 16 channels; x is the first position that a tap reaches."""
+    weights, group, taps = kernel
+    for lane in range(0, LANES, REGISTER):
+        channels, shift = lane // group * group * F32, lane * F32
+        i = 0
+        while i < length:
+            source, target = x + i * VECTOR + channels, y + i * VECTOR + shift
+            count = even_share(length - i, ROOM - taps)
+            if taps == 5:
+                _convolve_tile(5, count, group, source, weights + shift, target)
+            else:
+                _convolve_tile(7, count, group, source, weights + shift, target)
+            i += count
 
 
 @intrinsic(prefer_literal=True)
@@ -209,6 +291,12 @@ def convolve(x, start, length, count, column, weights, flipped, work, y):
         _convolve_dense(x, start, length, count, column, weights, flipped, work, y)
         return
     depth = taps * group
+    if _fills_registers(group, taps):
+        for n in range((count + LANES - 1) // LANES):
+            place = n * column + start * VECTOR
+            weights = kernel + n * depth * VECTOR, group, taps
+            _convolve_in_registers(x + place - pad * VECTOR, length, weights, y + place)
+        return
     _clear_padding(group, length, pad, work)
     for n in range((count + LANES - 1) // LANES):
         _multiply_lanes(

@@ -27,6 +27,9 @@ GEOMETRIES = {
     "one_position": (2, 16, 1, 1, 1, 3, 2, 1),
     "one_tap": (1, 7, 9, 17, 1, 1, 7, 1),
     "wide": (1, 4, 3, 75, 2, 3, 1, 1),
+    "narrow": (1, 8, 40, 3, 1, 3, 2, 1),
+    "groups_of_registers": (2, 48, 9, 12, 16, 7, 3, 1),
+    "part_of_a_block": (1, 24, 15, 8, 8, 5, 3, 1),
 }
 # Interpreted programs are slow: little of everything, with tiles that end within, and several.
 TINY = {
