@@ -12,6 +12,7 @@ __all__ = [
     "BLENDS",
     "F32",
     "FLOAT",
+    "FLOATS",
     "I16",
     "I32",
     "I64",
@@ -54,6 +55,7 @@ WIDE_REGISTERS = "+avx512f" in _features
 """Whether registers hold 16 floats, with masks for their lanes, and there are 32 of them."""
 REGISTER = LANES if WIDE_REGISTERS else 8
 """Floats of a register."""
+FLOATS = ir.VectorType(FLOAT, REGISTER)
 BLENDS = "+avx" in _features
 """Whether lanes of registers of 8 floats are chosen by the signs of another's."""
 

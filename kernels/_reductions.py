@@ -70,9 +70,8 @@ def put_sums_of_lanes(typingctx, target, source):
     def codegen(context, builder, signature, args):
         target, source = args
         step = llvm.number(REGISTER * F32)
-        kind = ir.VectorType(llvm.FLOAT, REGISTER)
         rows = [
-            llvm.load(builder, llvm.offset(builder, source, step, i), kind, F32)
+            llvm.load(builder, llvm.offset(builder, source, step, i), llvm.FLOATS, F32)
             for i in range(REGISTER)
         ]
         llvm.store(builder, _sums_of_lanes(builder, rows), target, F32)
@@ -105,14 +104,15 @@ def inner_products_tile(typingctx, vectors, a, a_row, b, b_row, c, c_row):
 
 def _inner_products(builder, vectors, a, a_row, b, b_row):
     """Inner products, lane by lane, of ``HIGH`` rows of A with ``TILE`` rows of B."""
-    kind = ir.VectorType(llvm.FLOAT, REGISTER)
-    zeros = ir.Constant(kind, [0.0] * REGISTER)
+    zeros = ir.Constant(llvm.FLOATS, [0.0] * REGISTER)
 
     def body(index, sums):
         shift = builder.mul(index, llvm.number(REGISTER * F32))
         left, right = (
             [
-                llvm.load(builder, builder.add(llvm.offset(builder, x, row, i), shift), kind, 4)
+                llvm.load(
+                    builder, builder.add(llvm.offset(builder, x, row, i), shift), llvm.FLOATS, 4
+                )
                 for i in range(rows)
             ]
             for x, row, rows in ((a, a_row, HIGH), (b, b_row, TILE))

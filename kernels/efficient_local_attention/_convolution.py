@@ -153,13 +153,13 @@ def _convolve_tile(typingctx, taps, positions, group, x, weights, y):
 
 
 def _emit_tile(builder, taps, positions, group, x, weights, y):
-    kind = ir.VectorType(llvm.FLOAT, REGISTER)
     tap = builder.mul(group, llvm.number(VECTOR))
 
     def body(_, states):
         channel, row, *sums = states
         factors = [
-            llvm.load(builder, llvm.offset(builder, row, tap, t), kind, F32) for t in range(taps)
+            llvm.load(builder, llvm.offset(builder, row, tap, t), llvm.FLOATS, F32)
+            for t in range(taps)
         ]
         for i in range(positions + taps - 1):
             place = builder.add(channel, llvm.number(VECTOR * i))
@@ -170,7 +170,7 @@ def _emit_tile(builder, taps, positions, group, x, weights, y):
         following = builder.add(channel, llvm.number(F32)), builder.add(row, llvm.number(VECTOR))
         return [*following, *sums]
 
-    states = [x, weights] + [ir.Constant(kind, None)] * positions
+    states = [x, weights] + [ir.Constant(llvm.FLOATS, None)] * positions
     _, _, *sums = counted_loop(builder, group, states, body)
     for i, total in enumerate(sums):
         llvm.store(builder, total, builder.add(y, llvm.number(VECTOR * i)), F32)

@@ -31,7 +31,6 @@ __all__ = [
 
 MOST = 64
 """Most floats of a row at a time."""
-REGISTERS = ir.VectorType(llvm.FLOAT, REGISTER)
 
 
 def _for_each_number(builder, columns, lanes, emit):
@@ -90,7 +89,7 @@ class _Row:
         """The floats of each register; those of one that is not whole have zeros behind them."""
         if self.whole:
             places = [self.builder.add(address, start) for start in self.starts]
-            return [llvm.load(self.builder, place, REGISTERS, F32) for place in places]
+            return [llvm.load(self.builder, place, llvm.FLOATS, F32) for place in places]
         value = emit_load_converted(self.builder, 0, address, self.columns)
         return [self._with_lanes(value, REGISTER)]
 
@@ -106,9 +105,9 @@ class _Row:
     def without_shared(self, values):
         """The last register has zeros for floats that are in the one before it, too."""
         if not self.whole:
-            return values
+            return list(values)
         bits = self.builder.and_(self.builder.bitcast(values[-1], self.new.type), self.new)
-        return [*values[:-1], self.builder.bitcast(bits, REGISTERS)]
+        return [*values[:-1], self.builder.bitcast(bits, llvm.FLOATS)]
 
     def _with_lanes(self, value, lanes):
         if lanes == value.type.count:
@@ -210,9 +209,8 @@ def gate_rows(
                     else:
                         values[i] = builder.fmul(values[i], factor)
                 if streams:
-                    for i, value in enumerate(values):
-                        place = builder.add(target, llvm.number(REGISTER * F32 * i))
-                        _emit_stream(builder, place, value)
+                    for start, value in zip(line.starts, values, strict=True):
+                        _emit_stream(builder, builder.add(target, start), value)
                 else:
                     line.store(target, values)
                 return [builder.add(source, row), builder.add(target, row)]
@@ -253,11 +251,11 @@ def sum_both_ways(typingctx, x, row, rows, columns, column_sums, row_sums, accum
                 sums = [builder.fadd(*pair) for pair in zip(sums, values, strict=True)]
                 terms = line.without_shared(values)
                 if accumulate:
-                    terms.append(llvm.load(builder, target, REGISTERS, F32))
+                    terms.append(llvm.load(builder, target, llvm.FLOATS, F32))
                 llvm.store(builder, reduce(builder.fadd, terms), target, F32)
                 return [builder.add(source, row), _next_register(builder, target), *sums]
 
-            states = [x, row_sums] + [ir.Constant(REGISTERS, None)] * number
+            states = [x, row_sums] + [ir.Constant(llvm.FLOATS, None)] * number
             _, _, *sums = counted_loop(builder, rows, states, body)
             line.store(column_sums, sums)
 
@@ -289,9 +287,9 @@ def weigh_rows(typingctx, x, grad, row, rows, columns, gates, others, totals, ro
                 source, upstream, target, *sums = states
                 gate = _load_number(builder, gates, index)
                 total = (
-                    llvm.load(builder, target, REGISTERS, F32)
+                    llvm.load(builder, target, llvm.FLOATS, F32)
                     if accumulate
-                    else ir.Constant(REGISTERS, None)
+                    else ir.Constant(llvm.FLOATS, None)
                 )
                 pairs = zip(line.load(source), line.load(upstream), strict=True)
                 for i, pair in enumerate(pairs):
@@ -302,7 +300,7 @@ def weigh_rows(typingctx, x, grad, row, rows, columns, gates, others, totals, ro
                 following = [builder.add(address, row) for address in (source, upstream)]
                 return [*following, _next_register(builder, target), *sums]
 
-            states = [x, grad, row_sums] + [ir.Constant(REGISTERS, None)] * number
+            states = [x, grad, row_sums] + [ir.Constant(llvm.FLOATS, None)] * number
             _, _, _, *sums = counted_loop(builder, rows, states, body)
             line.store(totals, sums)
 

@@ -7,11 +7,10 @@ import numpy as np
 
 from .._ahead import queue_size
 from .._blocks import odd_lines
-from .._vectors import F32, LANES
+from .._vectors import F32, LANES, REGISTER
 from . import _plan
 from ._maps import VECTOR
 from ._plan import BLOCK
-from ._tile import WIDTH
 
 __all__ = ["LEFT", "Scratch", "scratch"]
 
@@ -151,7 +150,7 @@ def scratch(
 def _end_of_keys(columns: _plan.Columns) -> int:
     """End of what tiles of queries read in a row of the keys of their band."""
     tiles = columns.tiles
-    ends = tiles["key"] + -(-tiles["count"] // WIDTH) * WIDTH + tiles["slots"]
+    ends = tiles["key"] + -(-tiles["count"] // REGISTER) * REGISTER + tiles["slots"]
     return max(
         ends[band["tile"] :][: band["tiles"]].max() - band["key"]
         for band in columns.bands.flat
@@ -162,7 +161,7 @@ def _end_of_keys(columns: _plan.Columns) -> int:
 def _end_of_queries(columns: _plan.Columns) -> int:
     """End of what tiles of keys read in a row of the queries of their band."""
     tiles = columns.key_tiles
-    ends = tiles["key"] - tiles["low"] + -(-tiles["count"] // WIDTH) * WIDTH
+    ends = tiles["key"] - tiles["low"] + -(-tiles["count"] // REGISTER) * REGISTER
     return max(
         ends[band["key_tile"] :][: band["key_tiles"]].max() - band["query"]
         for band in columns.bands.flat

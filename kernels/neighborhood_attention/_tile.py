@@ -7,19 +7,16 @@ from numba.extending import intrinsic
 from .. import _llvm as llvm
 from .._ahead import emit_take
 from .._jit import c_function
-from .._vectors import F32, LANES, WIDE_REGISTERS, mask
+from .._vectors import F32, REGISTER, WIDE_REGISTERS, mask
 
-__all__ = ["TILES", "UNIFORM", "WIDTH", "call_tiles", "lanes_of"]
+__all__ = ["TILES", "UNIFORM", "call_tiles", "lanes_of"]
 
-WIDTH = LANES if WIDE_REGISTERS else 8
-"""Lanes of a register: narrow ones take lanes 0 to 7 first, then the others."""
-ALL = (1 << WIDTH) - 1
+ALL = (1 << REGISTER) - 1
 # For each number of rows of a register tile, the most columns. The sums, and a row and a column of
 # factors, about fit the registers.
 COLUMNS = (8, 8, 5, 4) if WIDE_REGISTERS else (8, 4)
 TAKEN = 2
 """Lines that are asked for with a tile, which takes a few dozen cycles at least."""
-_VECTOR = ir.VectorType(llvm.FLOAT, WIDTH)
 
 UNIFORM = 3
 """Number of edges that stands for one float in all lanes."""
@@ -57,7 +54,7 @@ def _emit(builder, rows, columns, edges, operands):
     size, uniform = rows * columns, edges == UNIFORM
     edges = 0 if uniform else edges
     shifts = replaced[::2][:edges]
-    masks = [llvm.chosen_lanes(builder, bits, WIDTH) for bits in replaced[1::2][:edges]]
+    masks = [llvm.chosen_lanes(builder, bits, REGISTER) for bits in replaced[1::2][:edges]]
 
     entry = builder.block
     again, before, start, outside, inside, behind, done, end = (
@@ -78,17 +75,17 @@ def _emit(builder, rows, columns, edges, operands):
     builder.cbranch(builder.icmp_signed("!=", accumulate, llvm.number(0)), before, start)
 
     builder.position_at_end(before)
-    present = [llvm.load(builder, place, _VECTOR, 4) for place in places]
+    present = [llvm.load(builder, place, llvm.FLOATS, 4) for place in places]
     builder.branch(start)
 
     builder.position_at_end(start)
-    first = [builder.phi(_VECTOR) for _ in range(size)]
-    _join(first, [ir.Constant(_VECTOR, [0.0] * WIDTH)] * size, again)
+    first = [builder.phi(llvm.FLOATS) for _ in range(size)]
+    _join(first, [ir.Constant(llvm.FLOATS, [0.0] * REGISTER)] * size, again)
     _join(first, present, before)
     builder.branch(outside)
 
     builder.position_at_end(outside)
-    i, *sums = builder.phi(llvm.I64), *(builder.phi(_VECTOR) for _ in range(size))
+    i, *sums = builder.phi(llvm.I64), *(builder.phi(llvm.FLOATS) for _ in range(size))
     entries = builder.mul(i, llvm.number(8))
     a0, b0 = (
         builder.add(llvm.load(builder, builder.add(table, entries), llvm.I64, 8), shift)
@@ -98,23 +95,24 @@ def _emit(builder, rows, columns, edges, operands):
 
     builder.position_at_end(inside)
     j, a, b = (builder.phi(llvm.I64) for _ in range(3))
-    running = [builder.phi(_VECTOR) for _ in range(size)]
+    running = [builder.phi(llvm.FLOATS) for _ in range(size)]
     at_a, at_b, *bases = (
         _opaque(builder, place) for place in (a, b, *(builder.add(b, shift) for shift in shifts))
     )
     left = [
-        llvm.load(builder, llvm.offset(builder, at_a, a_row, n), _VECTOR, 4) for n in range(rows)
+        llvm.load(builder, llvm.offset(builder, at_a, a_row, n), llvm.FLOATS, 4)
+        for n in range(rows)
     ]
     updated = list(running)
     for m in range(columns):
         place = llvm.offset(builder, at_b, b_column, m)
         if uniform:
-            right = llvm.splat(builder, llvm.load(builder, place, llvm.FLOAT, 4), WIDTH)
+            right = llvm.splat(builder, llvm.load(builder, place, llvm.FLOAT, 4), REGISTER)
         else:
-            right = llvm.load(builder, place, _VECTOR, 4)
+            right = llvm.load(builder, place, llvm.FLOATS, 4)
         for chosen, base in zip(masks, bases, strict=True):
             value = llvm.load(builder, llvm.offset(builder, base, b_column, m), llvm.FLOAT, 4)
-            right = llvm.select(builder, chosen, llvm.splat(builder, value, WIDTH), right)
+            right = llvm.select(builder, chosen, llvm.splat(builder, value, REGISTER), right)
         for n in range(rows):
             at = n * columns + m
             updated[at] = llvm.fma(builder, left[n], right, updated[at])
@@ -203,7 +201,7 @@ def TILES(
         high = (rows - n + shares - 1) // shares
         shares = (columns + COLUMNS[high - 1] - 1) // COLUMNS[high - 1]
         wide = (columns + shares - 1) // shares
-        for lane in range(0, lanes, WIDTH):
+        for lane in range(0, lanes, REGISTER):
             kind, at, at_b = edges, F32 * lane, 0 if edges == UNIFORM else F32 * lane
             lanes0, lanes1 = mask0 >> lane & ALL, mask1 >> lane & ALL
             behind0, behind1 = shift0 - at, shift1 - at
