@@ -7,9 +7,10 @@ of ``_vectors``.
 """
 
 import numpy as np
+from numba import types
 
 from ._elements import load_as_float, store_as
-from ._jit import inline, jit
+from ._jit import inline, jit, part
 from ._tiles import COLUMNS, ROWS, multiply_tile
 from ._transposition import load_transposed, store_transposed, transpose_8
 from ._vectors import (
@@ -74,9 +75,28 @@ def share(index, shares, count):
     return first, count * (index + 1) // shares - first
 
 
-@jit
+@inline
+def even_share(rows, most):
+    """Rows of the next tile of at most so many, so that the last one is not a sliver."""
+    tiles = (rows + most - 1) // most
+    return (rows + tiles - 1) // tiles
+
+
+@part
 def multiply(
-    rows, vectors, depth, a, a_row, a_step, b, b_step, c, c_row, scale, accumulate, queue=0
+    rows,
+    vectors,
+    depth,
+    a,
+    a_row,
+    a_step,
+    b,
+    b_step,
+    c,
+    c_row,
+    scale: types.float32,
+    accumulate: types.boolean,
+    queue=0,
 ):
     """Matrix product of ``rows`` x ``depth`` by ``depth`` x ``16 vectors``.
 
@@ -107,13 +127,6 @@ def multiply(
                 queue,
             )
             i += count
-
-
-@inline
-def even_share(rows, most):
-    """Rows of the next tile of at most so many, so that the last one is not a sliver."""
-    tiles = (rows + most - 1) // most
-    return (rows + tiles - 1) // tiles
 
 
 @inline
@@ -151,7 +164,7 @@ def are_whole_floats(dtype, columns):
     return dtype == 0 and columns % LANES == 0
 
 
-@jit
+@part
 def copy_in(dtype, source, source_row, rows, columns, target, target_row):
     """Copies ``rows`` x ``columns`` elements to floats; rows are filled up with zeros to 16s."""
     if are_whole_floats(dtype, columns):
@@ -164,7 +177,7 @@ def copy_in(dtype, source, source_row, rows, columns, target, target_row):
             store(target + i * target_row + 4 * j, value)
 
 
-@jit
+@part
 def copy_out(dtype, source, source_row, rows, columns, target, target_row):
     """Copies ``rows`` x ``columns`` floats to elements."""
     if are_whole_floats(dtype, columns):
@@ -189,8 +202,8 @@ def _transpose_floats(source, source_row, rows, columns, target, target_row):
     for top in range(0, rows, LANES):
         for left in range(0, columns, REGISTER):
             j = min(left, columns - REGISTER)
-            for part in range(top, min(top + LANES, rows), REGISTER):
-                i = min(part, rows - REGISTER)
+            for high in range(top, min(top + LANES, rows), REGISTER):
+                i = min(high, rows - REGISTER)
                 block, place = source + i * source_row + 4 * j, target + j * target_row + 4 * i
                 transpose_8(block, source_row, place, target_row)
 
@@ -208,7 +221,7 @@ def _clear_ends(rows, columns, target, target_row):
             store(target + i * target_row + 4 * j, zero)
 
 
-@jit
+@part
 def copy_in_transposed(dtype, source, source_row, rows, columns, target, target_row):
     """Copies ``rows`` x ``columns`` elements to ``columns`` x ``rows`` floats.
 
@@ -232,7 +245,7 @@ def copy_in_transposed(dtype, source, source_row, rows, columns, target, target_
                 load_transposed(2, block, source_row, high, wide, place, target_row)
 
 
-@jit
+@part
 def copy_out_transposed(dtype, source, source_row, rows, columns, target, target_row):
     """Copies ``columns`` x ``rows`` floats to ``rows`` x ``columns`` elements.
 
@@ -272,8 +285,8 @@ def add(source, source_row, rows, columns, target, target_row):
             store(place, load(place) + load(source + i * source_row + 4 * j))
 
 
-@jit
-def softmax(x, columns):
+@part
+def softmax(x, columns) -> types.UniTuple(types.float32, 2):
     """Turns a row of logits into unnormalised probabilities, with zeros beyond ``columns``.
 
     Returns:
@@ -305,8 +318,8 @@ def softmax(x, columns):
     return largest, reduce_add(total)
 
 
-@jit
-def exponentials(x, columns, shift):
+@part
+def exponentials(x, columns, shift: types.float32):
     """Turns a row of logits into ``exp(x - shift)``, with zeros beyond ``columns``."""
     offset = broadcast(np.float32(shift))
     zero = broadcast(np.float32(0))

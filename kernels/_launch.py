@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.core.registry import CPUDispatcher
 from numba.extending import intrinsic
 
-from ._jit import jit
+from ._jit import entry
 
 __all__ = ["launcher"]
 
@@ -51,7 +51,7 @@ def launcher(kernel: CPUDispatcher, with_scratch: bool) -> Callable[..., int]:
     function = FunctionType(_launch.__code__.replace(**place), {"run": run})
     function.__module__ = python.__module__
     function.__qualname__ = f"{python.__qualname__}.launch"
-    return jit(function)
+    return entry(function)
 
 
 def _launch(parallel, threads, begin, end, chunk, scratch, size, args):
@@ -66,6 +66,7 @@ def _intrinsic(kernel: CPUDispatcher, with_scratch: bool) -> Any:
 
         def codegen(context, builder, signature, values):
             parallel, threads, begin, end, chunk, scratch, size, args = values
+            args = _borrowed(context, builder, signature.args[-1], args)
             # As a part of the launcher, not as code of its own that would be compiled twice.
             compiled = context.compile_subroutine(builder, kernel.py_func, kind)
             none = ir.Constant(_I64, 0)
@@ -87,6 +88,23 @@ def _intrinsic(kernel: CPUDispatcher, with_scratch: bool) -> Any:
         return types.int64(*(types.int64,) * 7, args), codegen
 
     return run
+
+
+def _borrowed(context, builder, kind, value):
+    """A value whose arrays own nothing.
+
+    The caller keeps them. Threads that count references to the same memory wait for each other.
+    """
+    if isinstance(kind, types.BaseTuple):
+        parts = zip(kind, cgutils.unpack_tuple(builder, value), strict=True)
+        return context.make_tuple(
+            builder, kind, [_borrowed(context, builder, *part) for part in parts]
+        )
+    if isinstance(kind, types.Array):
+        array = context.make_array(kind)(context, builder, value)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        return array._getvalue()
+    return value
 
 
 def _place(builder, memory, index):

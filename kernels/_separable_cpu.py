@@ -28,7 +28,7 @@ from ._threads import parallel_for
 from ._transposition import load_transposed
 from ._vectors import LANES, broadcast, fma, get, get_int, keep
 
-__all__ = ["Taps", "empty_taps", "pool", "spread", "transpose"]
+__all__ = ["Taps", "empty_taps", "pool", "spread", "transpose", "value_at"]
 
 FLOAT = 0
 """Code of float32 in ``DTYPE_CODES``, that of scratch memory."""
@@ -174,13 +174,20 @@ def _transpose(begin, end, taps, bins, to_pixels, result):
             place[taps.elements[box, k, 0] + 1] += 1
         for column in range(columns):
             place[column + 1] += place[column]
-        result.start[box, : columns + 1] = place[: columns + 1]
+        for column in range(columns + 1):
+            result.start[box, column] = place[column]
         for row in range(rows):
             for k in range(taps.start[box, row], taps.start[box, row + 1]):
                 column = taps.elements[box, k, 0]
                 result.elements[box, place[column], 0] = row
                 result.elements[box, place[column], 1] = taps.elements[box, k, 1]
                 place[column] += 1
+
+
+@inline
+def value_at(taps, box, element):
+    """Address of an element's value, which is a float."""
+    return taps.elements.ctypes.data + 16 * (box * taps.elements.shape[1] + element) + 8
 
 
 @inline

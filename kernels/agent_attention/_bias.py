@@ -11,10 +11,11 @@ from itertools import accumulate
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numba import types
 
 from .._blocks import clear, copy_in, copy_in_transposed, padded
 from .._elements import store_as
-from .._jit import inline, jit
+from .._jit import inline, jit, part
 from .._layouts import layout
 from .._vectors import LANES, broadcast, get, load, load_lanes, put, store
 from ._matrices import FLOAT, ONE, Sums, product
@@ -26,6 +27,11 @@ BLOCK = 2
 """Which of the parts is the block."""
 NONE = (0,) * 5
 """Layout of a part that there is not."""
+
+
+_THREE, SUMS, _FIVE, _SEVEN = (types.UniTuple(types.int64, n) for n in (3, 4, 5, 7))
+RANGE = types.UniTuple(types.int64, 2)
+BIAS = types.Tuple((_SEVEN, _THREE, *(_FIVE,) * 4, _SEVEN))
 
 
 def bias_arguments(parts, tokens, count, block):
@@ -146,13 +152,6 @@ def _matrix_in(x, head, count, first, tokens, target, target_row):
 
 
 @jit
-def bias_in(bias, heads, count, memory):
-    """Copies the parts of the biases of heads, the first and how many, to scratch memory."""
-    for h in range(heads[1]):
-        _parts_in(bias, heads[0] + h, count, memory + h * bias[6][-1])
-
-
-@jit
 def _parts_in(bias, head, count, memory):
     sizes, _, rows, columns, resized, prefix, places = bias
     kind, _, height, width, h, w, before = sizes
@@ -167,27 +166,11 @@ def _parts_in(bias, head, count, memory):
             copy_in(FLOAT, matrix + 4 * y * w, row, count, w, target, _line(bias))
 
 
-@jit
-def fill_bias(bias, heads, count, first, tokens, fill, memory, target, row):
-    """Puts the biases of heads together, of all agents and a block of tokens, which ``fill``
-    follows."""
+@part
+def bias_in(bias: BIAS, heads: RANGE, count, memory):
+    """Copies the parts of the biases of heads, the first and how many, to scratch memory."""
     for h in range(heads[1]):
-        own, place = memory + h * bias[6][-1], target + h * padded(count) * row
-        _fill_of_head(bias, heads[0] + h, count, first, tokens, fill, own, place, row)
-
-
-@jit
-def _fill_of_head(bias, head, count, first, tokens, fill, memory, target, row):
-    kind = bias[0][0]
-    if kind == ABSENT:
-        clear(target, count * row // 4)
-    elif kind == DENSE:
-        _matrix_in(bias[4], head, count, first, tokens, target, row)
-    else:
-        _put_together(bias, count, first, tokens, memory, target, row)
-    if tokens % LANES > 0:
-        for i in range(count):
-            store(target + i * row + 4 * tokens, broadcast(fill))
+        _parts_in(bias, heads[0] + h, count, memory + h * bias[6][-1])
 
 
 @inline
@@ -228,13 +211,38 @@ def _put_together(bias, count, first, tokens, memory, target, row):
 
 
 @jit
+def _fill_of_head(bias, head, count, first, tokens, fill, memory, target, row):
+    kind = bias[0][0]
+    if kind == ABSENT:
+        clear(target, count * row // 4)
+    elif kind == DENSE:
+        _matrix_in(bias[4], head, count, first, tokens, target, row)
+    else:
+        _put_together(bias, count, first, tokens, memory, target, row)
+    if tokens % LANES > 0:
+        for i in range(count):
+            store(target + i * row + 4 * tokens, broadcast(fill))
+
+
+@part
+def fill_bias(
+    bias: BIAS, heads: RANGE, count, first, tokens, fill: types.float32, memory, target, row
+):
+    """Puts the biases of heads together, of all agents and a block of tokens, which ``fill``
+    follows."""
+    for h in range(heads[1]):
+        own, place = memory + h * bias[6][-1], target + h * padded(count) * row
+        _fill_of_head(bias, heads[0] + h, count, first, tokens, fill, own, place, row)
+
+
+@jit
 def _clear_floats(target, count):
     for i in range(0, count, LANES):
         store_as(FLOAT, target + 4 * i, broadcast(np.float32(0)), count - i)
 
 
-@jit
-def clear_bias_sums(bias, sums, index, count):
+@part
+def clear_bias_sums(bias: BIAS, sums: SUMS, index, count):
     """Clears the sums of the gradient of bias parts of the ``index``-th task and head."""
     kind, _, height, width, h, _, before = bias[0]
     if kind == IN_PARTS:
@@ -245,8 +253,8 @@ def clear_bias_sums(bias, sums, index, count):
         _clear_floats(sums[3] + 4 * index * count * before, count * before)
 
 
-@jit
-def add_to_bias_sums(bias, sums, index, count, first, tokens, memory, grad, row):
+@part
+def add_to_bias_sums(bias: BIAS, sums: SUMS, index, count, first, tokens, memory, grad, row):
     """Adds the gradient (agents, tokens) of a block of bias to the sums of its parts."""
     _, _, height, width, h, w, before = bias[0]
     taps_y, _, taps_x = bias[1]

@@ -4,10 +4,14 @@ Heads are given by the first and how many. Their rows of a token lie side by sid
 they come from one projection, and always do in blocks.
 """
 
+from numba import types
+
 from .._blocks import copy_in, copy_out, padded
-from .._jit import inline, jit
+from .._jit import inline, part
 from .._vectors import LANES, prefetch
 from ._matrices import FLOAT
+
+RANGE, LAYOUT = types.UniTuple(types.int64, 2), types.UniTuple(types.int64, 6)
 
 
 @inline
@@ -16,8 +20,10 @@ def _at(x, sample, head, token):
     return x[1] + sample * x[2] + head * x[3] + token * x[4]
 
 
-@jit
-def prefetch_next(x, sample, heads, start, samples, tokens, block, columns):
+@part
+def prefetch_next(
+    x: LAYOUT, sample, heads: RANGE, start, samples: RANGE, tokens: RANGE, block, columns
+):
     """Begins to bring in the rows that a task turns to next, which hardware does not foresee."""
     start = start if sample + 1 < samples[1] else start + block
     sample = sample + 1 if sample + 1 < samples[1] else samples[0]
@@ -35,8 +41,8 @@ def _is_one_row(x, heads, dim):
     return heads[1] == 1 or x[3] == dim * (4 if x[0] == FLOAT else 2)
 
 
-@jit
-def tokens_in(x, sample, heads, first, rows, dim, target, row):
+@part
+def tokens_in(x: LAYOUT, sample, heads: RANGE, first, rows, dim, target, row):
     """Copies rows of heads to floats, (rows, heads * dim)."""
     source = _at(x, sample, heads[0], first)
     if _is_one_row(x, heads, dim):
@@ -47,8 +53,8 @@ def tokens_in(x, sample, heads, first, rows, dim, target, row):
         copy_in(x[0], source + h * x[3], x[4], rows, dim, target + 4 * h * dim, row)
 
 
-@jit
-def tokens_out(x, sample, heads, first, rows, dim, source, row):
+@part
+def tokens_out(x: LAYOUT, sample, heads: RANGE, first, rows, dim, source, row):
     """Copies floats (rows, heads * dim) to rows of heads."""
     target = _at(x, sample, heads[0], first)
     if _is_one_row(x, heads, dim):
@@ -84,8 +90,8 @@ def head_of(rows, h):
     return rows[0] + h * rows[1], rows[2]
 
 
-@jit
-def agents_in(x, samples, heads, count, columns, target):
+@part
+def agents_in(x: LAYOUT, samples: RANGE, heads: RANGE, count, columns, target):
     """Copies the rows of all agents of each sample and head to floats."""
     row = 4 * padded(columns)
     for b in range(samples[0], samples[1]):

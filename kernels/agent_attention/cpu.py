@@ -11,6 +11,7 @@ for memory is fast only where neighbours are read together.
 
 import numpy as np
 import torch
+from numba import types
 
 from .._blocks import (
     clear,
@@ -21,7 +22,7 @@ from .._blocks import (
     scale_row,
 )
 from .._elements import store_as
-from .._jit import inline, jit
+from .._jit import inline, jit, part
 from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
 from .._threads import parallel_for
@@ -226,8 +227,8 @@ def _are_in_lanes(count):
     return FEWEST_IN_LANES <= count <= LANES
 
 
-@jit
-def _logits(agents, tokens, tokens_row, rows, count, dim, scale, turned, s, row):
+@part
+def _logits(agents, tokens, tokens_row, rows, count, dim, scale: types.float32, turned, s, row):
     """Products (agents, rows) of a head's agents and a block of its tokens, both given as floats.
 
     Columns are filled up to whole vectors with zeros. ``turned`` is memory for what is transposed.
@@ -245,8 +246,8 @@ def _logits(agents, tokens, tokens_row, rows, count, dim, scale, turned, s, row)
         product(count, vectors, dim, left, (turned, row), (s, row), factor, False)
 
 
-@jit
-def _softmax_rows(s, bias, row, count, vectors, tops, totals, sums, sums_row, first):
+@part
+def _softmax_rows(s, bias, row, count, vectors, tops, totals, sums, sums_row, first: types.boolean):
     """Goes on with the softmax of each agent by a block of logits, which become weights.
 
     ``tops`` are the maxima so far, which weights are relative to, ``totals`` the sums of weights by
@@ -276,7 +277,7 @@ def _softmax_rows(s, bias, row, count, vectors, tops, totals, sums, sums_row, fi
         put(tops + 4 * i, largest)
 
 
-@jit
+@part
 def _softmax_columns(s, bias, row, count, tokens, lse):
     """Softmax over agents of a block of logits (agents, tokens); writes the log-sum-exp."""
     for j in range(0, 4 * tokens, 64):
@@ -421,7 +422,7 @@ def _add_rows(source, rows, columns, target, target_row):
             store(place, load(place) + value)
 
 
-@jit
+@part
 def _row_gradients(s, g, bias, bias_grad, row, count, vectors, lse, delta):
     """Turns logits into weights, and their gradients into those of logits, agent by agent."""
     for i in range(count):
@@ -434,7 +435,7 @@ def _row_gradients(s, g, bias, bias_grad, row, count, vectors, lse, delta):
             store(bias_grad + j, load(bias_grad + j) + slope)
 
 
-@jit
+@part
 def _column_gradients(s, g, bias, bias_grad, row, count, tokens, lse):
     """Turns logits into weights, and their gradients into those of logits, token by token."""
     for j in range(0, 4 * tokens, 64):

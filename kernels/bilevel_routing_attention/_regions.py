@@ -6,10 +6,11 @@ of batch, rows, columns and heads.
 """
 
 import numpy as np
+from numba import types
 
 from .._blocks import clear, padded, write
 from .._elements import load_as_float
-from .._jit import inline, jit
+from .._jit import inline, jit, part
 from .._transposition import gather_transposed
 from .._vectors import LANES, broadcast, get, get_int, load, prefetch, put, store
 
@@ -33,6 +34,8 @@ __all__ = [
     "scatter_rows",
 ]
 
+LAYOUT = PLACE = types.UniTuple(types.int64, 6)
+LIST = types.int64[::1]
 QUERIES = 64
 """Most queries of an item."""
 
@@ -54,8 +57,10 @@ def count_items(place):
     return place[2] * place[3] * ((place[4] * place[5] + QUERIES - 1) // QUERIES)
 
 
-@jit
-def list_tokens(region, place, keep_padding, ys, xs, count):
+@part
+def list_tokens(
+    region, place: PLACE, keep_padding: types.boolean, ys: LIST, xs: LIST, count
+) -> types.int64:
     """Appends rows and columns of a region's tokens to two lists; padding has row -1.
 
     Padding is left out unless ``keep_padding``, and always where a region has nothing else.
@@ -77,8 +82,8 @@ def list_tokens(region, place, keep_padding, ys, xs, count):
     return count
 
 
-@jit
-def locate(layout, batch, ys, xs, count, rows):
+@part
+def locate(layout: LAYOUT, batch, ys: LIST, xs: LIST, count, rows: LIST):
     """Writes the addresses of listed tokens, filled up to 16s with that of some token."""
     _, address, by_batch, by_row, by_column, _ = layout
     address += batch * by_batch
@@ -132,8 +137,8 @@ def _gather_column(dtype, rows, shift, count, columns, target, target_row):
         store(target + i * target_row, value)
 
 
-@jit
-def gather_rows(layout, head, rows, count, columns, target, target_row):
+@part
+def gather_rows(layout: LAYOUT, head, rows, count, columns, target, target_row):
     """Copies rows behind addresses to floats, filled up to 16s with zeros."""
     dtype, shift = layout[0], head * layout[5]
     for j in range(0, columns, LANES):
@@ -146,8 +151,8 @@ def gather_rows(layout, head, rows, count, columns, target, target_row):
             _gather_column(2, rows, shift + 2 * j, count, width, place, target_row)
 
 
-@jit
-def gather_rows_transposed(layout, head, rows, count, columns, target, target_row):
+@part
+def gather_rows_transposed(layout: LAYOUT, head, rows, count, columns, target, target_row):
     """Copies as ``gather_rows``, but to ``columns`` x ``count`` floats, both filled up to 16s."""
     dtype, shift = layout[0], head * layout[5]
     size = 4 if dtype == 0 else 2
@@ -163,8 +168,8 @@ def gather_rows_transposed(layout, head, rows, count, columns, target, target_ro
                 gather_transposed(2, at, source, width, place, target_row)
 
 
-@jit
-def prefetch_rows(layout, head, rows, count, columns):
+@part
+def prefetch_rows(layout: LAYOUT, head, rows, count, columns):
     """Begins to bring rows behind addresses."""
     shift, length = head * layout[5], columns * (4 if layout[0] == 0 else 2)
     for i in range(count):
@@ -173,8 +178,8 @@ def prefetch_rows(layout, head, rows, count, columns):
             prefetch(row + j)
 
 
-@jit
-def scatter_rows(layout, head, rows, count, columns, source, source_row, factors):
+@part
+def scatter_rows(layout: LAYOUT, head, rows, count, columns, source, source_row, factors):
     """Copies rows of floats, each times its factor, to behind addresses."""
     dtype, shift = layout[0], head * layout[5]
     size = 4 if dtype == 0 else 2
@@ -185,8 +190,8 @@ def scatter_rows(layout, head, rows, count, columns, source, source_row, factors
             write(dtype, row + j * size, value, columns - j)
 
 
-@jit
-def add_rows(source, source_row, count, columns, ys, layout, head, rows):
+@part
+def add_rows(source, source_row, count, columns, ys: LIST, layout: LAYOUT, head, rows):
     """Adds rows of floats to those behind addresses, whole vectors of them; not for padding."""
     shift = head * layout[5]
     for i in range(count):
@@ -197,8 +202,8 @@ def add_rows(source, source_row, count, columns, ys, layout, head, rows):
                 store(target + 4 * j, load(target + 4 * j) + value)
 
 
-@jit
-def clear_padding(ys, count, columns, x, x_row, x_step):
+@part
+def clear_padding(ys: LIST, count, columns, x, x_row, x_step):
     """Zeros what was read for padding: row i is at ``x + i x_row``."""
     for i in range(count):
         if ys[i] < 0:
@@ -206,8 +211,8 @@ def clear_padding(ys, count, columns, x, x_row, x_step):
                 put(x + i * x_row + j * x_step, np.float32(0))
 
 
-@jit
-def clear_map(layout, batch, head, height, width, columns):
+@part
+def clear_map(layout: LAYOUT, batch, head, height, width, columns):
     """Zeros all places of a head's map of floats, whole vectors of them."""
     _, address, by_batch, by_row, by_column, by_head = layout
     address += batch * by_batch + head * by_head
@@ -216,8 +221,8 @@ def clear_map(layout, batch, head, height, width, columns):
             clear(address + y * by_row + x * by_column, padded(columns))
 
 
-@jit
-def copy_map(source, layout, batch, head, height, width, columns):
+@part
+def copy_map(source, layout: LAYOUT, batch, head, height, width, columns):
     """Copies rows of floats, filled up to 16s, to all places of a head's map."""
     dtype, address, by_batch, by_row, by_column, by_head = layout
     size, source_row = 4 if dtype == 0 else 2, 4 * padded(columns)

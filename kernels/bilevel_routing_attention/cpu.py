@@ -9,9 +9,10 @@ Logits are multiplied by log2(e) once, so that all exponentials are powers of 2.
 
 import numpy as np
 import torch
+from numba import types
 
 from .._blocks import add, clear, inner_product, multiply, padded, read, write
-from .._jit import jit
+from .._jit import jit, part
 from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
 from .._threads import CHUNKS_PER_THREAD, parallel_for
@@ -35,6 +36,7 @@ from .._vectors import (
     store,
 )
 from ._regions import (
+    LAYOUT,
     QUERIES,
     add_rows,
     clear_map,
@@ -206,8 +208,8 @@ def _hide_tail(s, s_row, rows, columns):
             store(place, select(inside, load(place), low))
 
 
-@jit
-def _softmax_rows(s, s_row, rows, columns, tops, sums, first, out, out_row, vectors):
+@part
+def _softmax_rows(s, s_row, rows, columns, tops, sums, first: types.boolean, out, out_row, vectors):
     """Turns rows of logits into powers of 2, relative to the largest logit so far.
 
     ``tops`` has this for each row, ``sums`` the sum of the powers so far. Where there were logits
@@ -346,8 +348,8 @@ def _forward_items(begin, end, sizes, q_map, k_map, zero, scale, queries, keys, 
     keep(scratch)
 
 
-@jit
-def _row_statistics(head, lse, lse_rows, count, at_lse, grad, out, row, columns, at_delta):
+@part
+def _row_statistics(head, lse: LAYOUT, lse_rows, count, at_lse, grad, out, row, columns, at_delta):
     """Reads log-sum-exps, and computes the inner products of outputs and their gradients."""
     for i in range(count):
         put(at_lse + 4 * i, get(get_int(lse_rows + 8 * i) + head * lse[5]))
@@ -366,9 +368,24 @@ def _gradient_rows(s, dp, row, rows, columns, at_lse, at_delta):
             store(dx + 4 * j, p * (load(dx + 4 * j) - delta))
 
 
-@jit
+@part
 def _differentiate_logits(
-    rows, columns, dim, dim_v, q, q_row, kt, grad, grad_row, vt, s, ds, s_row, scale, lse, delta
+    rows,
+    columns,
+    dim,
+    dim_v,
+    q,
+    q_row,
+    kt,
+    grad,
+    grad_row,
+    vt,
+    s,
+    ds,
+    s_row,
+    scale: types.float32,
+    lse,
+    delta,
 ):
     """Probabilities of ``rows`` queries and ``columns`` keys, and the gradient of their logits."""
     vectors = padded(columns) // LANES

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from .. import _llvm as llvm
 from .._blocks import clear, copy_in_transposed, copy_out_transposed, even_share, multiply, padded
-from .._jit import inline, jit
+from .._jit import inline, jit, part
 from .._reductions import counted_loop
 from .._transposition import gather_transposed, store_transposed
 from .._vectors import F32, LANES, REGISTER, WIDE_REGISTERS, load, put_int, store
@@ -24,6 +24,7 @@ __all__ = ["convolve", "convolve_gradient", "pack", "packed_size", "unpack", "wo
 FLOAT = 0
 """Code of float32 for the functions of ``_blocks``."""
 VECTOR = LANES * F32
+KERNEL = types.UniTuple(types.int64, 3)
 ROWS = 8 if WIDE_REGISTERS else 6
 """Most rows of a tile of ``_multiply_lanes``."""
 ROOM = 14
@@ -239,6 +240,15 @@ def _clear_padding(group, length, pad, target):
         clear(target + (pad + length) * group * VECTOR, pad * group * LANES)
 
 
+@jit
+def _join(x, start, length, count, column, target, row):
+    """Copies a strip's blocks to rows of all channels."""
+    for n in range((count + LANES - 1) // LANES):
+        for i in range(length):
+            value = load(x + n * column + (start + i) * VECTOR)
+            store(target + i * row + n * VECTOR, value)
+
+
 @inline
 def _convolve_dense(x, start, length, count, column, weights, flipped, work, y):
     kernel, group, taps = weights
@@ -270,8 +280,8 @@ def _convolve_dense(x, start, length, count, column, weights, flipped, work, y):
             store(y + n * column + (start + i) * VECTOR, value)
 
 
-@jit
-def convolve(x, start, length, count, column, weights, flipped, work, y):
+@part
+def convolve(x, start, length, count, column, weights: KERNEL, flipped: types.boolean, work, y):
     """Convolves one strip of a chunk, at row ``start``, with packed weights.
 
     Args:
@@ -313,17 +323,8 @@ def convolve(x, start, length, count, column, weights, flipped, work, y):
         )
 
 
-@jit
-def _join(x, start, length, count, column, target, row):
-    """Copies a strip's blocks to rows of all channels."""
-    for n in range((count + LANES - 1) // LANES):
-        for i in range(length):
-            value = load(x + n * column + (start + i) * VECTOR)
-            store(target + i * row + n * VECTOR, value)
-
-
-@jit
-def convolve_gradient(x, dy, start, length, count, column, sums, work):
+@part
+def convolve_gradient(x, dy, start, length, count, column, sums: KERNEL, work):
     """Adds to the gradient of packed weights that are not flipped; see ``convolve``.
 
     Args:
@@ -377,8 +378,8 @@ def convolve_gradient(x, dy, start, length, count, column, sums, work):
         )
 
 
-@jit
-def pack(source, count, group, taps, flipped, target, work):
+@part
+def pack(source, count, group, taps, flipped: types.boolean, target, work):
     """Arranges weights of a chunk (count, group, taps) so that channels are lanes.
 
     Lanes are output channels; or, where ``flipped``, input channels, for the convolution that
@@ -418,7 +419,7 @@ def pack(source, count, group, taps, flipped, target, work):
                     store(place + (position * group + i) * VECTOR, value)
 
 
-@jit
+@part
 def unpack(source, count, group, taps, target):
     """The inverse of ``pack`` where it does not flip."""
     if is_dense(group):

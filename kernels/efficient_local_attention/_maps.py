@@ -12,6 +12,7 @@ Maps of other dtypes than float32 are copied to floats a few rows at a time.
 """
 
 import numpy as np
+from numba import types
 
 from .._blocks import (
     clear,
@@ -23,7 +24,7 @@ from .._blocks import (
     scale_row,
 )
 from .._elements import store_as
-from .._jit import inline, jit
+from .._jit import inline, jit, part
 from .._reductions import put_sums_of_lanes
 from .._vectors import F32, LANES, REGISTER, fma, load, load_lanes
 from ._rows import (
@@ -50,6 +51,7 @@ __all__ = [
 FLOAT = 0
 """Code of float32 for the functions of ``_blocks``."""
 VECTOR = LANES * F32
+FORM, LAYOUT = types.UniTuple(types.int64, 3), types.UniTuple(types.int64, 5)
 SLAB = 16384
 """Bytes of floats that are worked on while they are in the first-level cache."""
 
@@ -85,7 +87,27 @@ def _floats(code, source, row, rows, columns, target, target_row):
 
 
 @jit
-def sum_planes(form, x, count, layout, z, work):
+def divide(z, count, layout):
+    """Turns sums of either strip to means."""
+    height, width, top, left, column = layout
+    for n in range(_blocks(count)):
+        place = z + n * column
+        scale_row(place + top * VECTOR, height * LANES, np.float32(1 / width))
+        scale_row(place + left * VECTOR, width * LANES, np.float32(1 / height))
+
+
+@jit
+def _sum_lanes_of(registers, count, target):
+    """Writes the sum of the lanes of each register, as many at a time as one has lanes.
+
+    There is memory for those that this reads and writes beyond the last one.
+    """
+    for i in range(0, count, REGISTER):
+        put_sums_of_lanes(target + i * F32, registers + i * REGISTER * F32)
+
+
+@part
+def sum_planes(form: FORM, x, count, layout: LAYOUT, z, work):
     """Strip means of planes."""
     height, width, top, left, column = layout
     code, _, _ = form
@@ -120,27 +142,29 @@ def sum_planes(form, x, count, layout, z, work):
 
 
 @jit
-def _sum_lanes_of(registers, count, target):
-    """Writes the sum of the lanes of each register, as many at a time as one has lanes.
-
-    There is memory for those that this reads and writes beyond the last one.
-    """
-    for i in range(0, count, REGISTER):
-        put_sums_of_lanes(target + i * F32, registers + i * REGISTER * F32)
-
-
-@jit
-def divide(z, count, layout):
-    """Turns sums of either strip to means."""
-    height, width, top, left, column = layout
-    for n in range(_blocks(count)):
-        place = z + n * column
-        scale_row(place + top * VECTOR, height * LANES, np.float32(1 / width))
-        scale_row(place + left * VECTOR, width * LANES, np.float32(1 / height))
+def _stream_out(source, count, target):
+    """Copies floats past the caches, but for those in the first and last line."""
+    first = min(-target % VECTOR // F32, count)
+    store_as(FLOAT, target, load_lanes(source, first), first)
+    for i in range(first, count - LANES + 1, LANES):
+        stream(target + i * F32, load(source + i * F32))
+    last = count - (count - first) % LANES
+    store_as(
+        FLOAT, target + last * F32, load_lanes(source + last * F32, count - last), count - last
+    )
 
 
 @jit
-def gate_planes(form, x, out, count, layout, y, dz, work, streams):
+def _take_out(block, planes, layout, rows, columns):
+    """Copies a block of both strips to a row a channel."""
+    height, width, top, left, _ = layout
+    high, wide = padded(height) * F32, padded(width) * F32
+    copy_out_transposed(FLOAT, block + top * VECTOR, VECTOR, planes, height, rows, high)
+    copy_out_transposed(FLOAT, block + left * VECTOR, VECTOR, planes, width, columns, wide)
+
+
+@part
+def gate_planes(form: FORM, x, out, count, layout: LAYOUT, y, dz, work, streams: types.boolean):
     """Multiplies planes by their gates, and adds gradients ``dz`` of the means where given.
 
     Results past the caches where ``streams``.
@@ -188,29 +212,15 @@ def gate_planes(form, x, out, count, layout, y, dz, work, streams):
 
 
 @jit
-def _stream_out(source, count, target):
-    """Copies floats past the caches, but for those in the first and last line."""
-    first = min(-target % VECTOR // F32, count)
-    store_as(FLOAT, target, load_lanes(source, first), first)
-    for i in range(first, count - LANES + 1, LANES):
-        stream(target + i * F32, load(source + i * F32))
-    last = count - (count - first) % LANES
-    store_as(
-        FLOAT, target + last * F32, load_lanes(source + last * F32, count - last), count - last
-    )
+def _clear_strips(z, count, layout):
+    height, width, top, left, column = layout
+    for n in range(_blocks(count)):
+        clear(z + n * column + top * VECTOR, height * LANES)
+        clear(z + n * column + left * VECTOR, width * LANES)
 
 
-@jit
-def _take_out(block, planes, layout, rows, columns):
-    """Copies a block of both strips to a row a channel."""
-    height, width, top, left, _ = layout
-    high, wide = padded(height) * F32, padded(width) * F32
-    copy_out_transposed(FLOAT, block + top * VECTOR, VECTOR, planes, height, rows, high)
-    copy_out_transposed(FLOAT, block + left * VECTOR, VECTOR, planes, width, columns, wide)
-
-
-@jit
-def sum_lanes(form, x, count, layout, z, work):
+@part
+def sum_lanes(form: FORM, x, count, layout: LAYOUT, z, work):
     """Strip means where channels are contiguous."""
     height, width, top, left, column = layout
     code, x_row, x_column = form
@@ -234,16 +244,10 @@ def sum_lanes(form, x, count, layout, z, work):
     divide(z, count, layout)
 
 
-@jit
-def _clear_strips(z, count, layout):
-    height, width, top, left, column = layout
-    for n in range(_blocks(count)):
-        clear(z + n * column + top * VECTOR, height * LANES)
-        clear(z + n * column + left * VECTOR, width * LANES)
-
-
-@jit
-def gate_lanes(form, x, out_form, out, count, layout, y, dz, work, streams):
+@part
+def gate_lanes(
+    form: FORM, x, out_form: FORM, out, count, layout: LAYOUT, y, dz, work, streams: types.boolean
+):
     """Multiplies by the gates where channels are contiguous; see ``gate_planes``."""
     height, width, top, left, column = layout
     code, x_row, x_column = form
@@ -274,8 +278,8 @@ def gate_lanes(form, x, out_form, out, count, layout, y, dz, work, streams):
             copy_out(code, work, wide, width, count, out + i * out_row, out_column)
 
 
-@jit
-def sum_planes_gradient(form, x, grad, count, layout, y, dy, work):
+@part
+def sum_planes_gradient(form: FORM, x, grad, count, layout: LAYOUT, y, dy, work):
     """Gradients of the gates of planes."""
     height, width, top, left, column = layout
     code, _, _ = form
@@ -317,8 +321,8 @@ def sum_planes_gradient(form, x, grad, count, layout, y, dy, work):
         copy_in_transposed(FLOAT, columns, side, planes, width, target + left * VECTOR, VECTOR)
 
 
-@jit
-def sum_lanes_gradient(form, x, grad_form, grad, count, layout, y, dy, work):
+@part
+def sum_lanes_gradient(form: FORM, x, grad_form: FORM, grad, count, layout: LAYOUT, y, dy, work):
     """Gradients of the gates where channels are contiguous."""
     height, width, top, left, column = layout
     code, x_row, x_column = form

@@ -1,7 +1,9 @@
 """Rows of tensors as floats, and their inner products, for the kernels of pooling."""
 
+from numba import types
+
 from .._blocks import clear, copy_in, padded
-from .._jit import inline, jit
+from .._jit import inline, part
 from .._reductions import TILE, inner_products_tile
 from .._vectors import F32, LANES
 
@@ -9,6 +11,8 @@ __all__ = ["FLOAT", "copy_tiles", "find_rows", "inner_products", "in_whole_tiles
 
 FLOAT = 0
 """Code of float32 in ``DTYPE_CODES``, that of scratch memory."""
+
+LAYOUT = types.UniTuple(types.int64, 4)
 
 
 def in_whole_tiles(count: int) -> int:
@@ -22,8 +26,10 @@ def tiled(count):
     return (count + TILE - 1) // TILE * TILE
 
 
-@jit
-def find_rows(layout, item, first, number, columns, target):
+@part
+def find_rows(layout: LAYOUT, item, first, number, columns, target) -> types.UniTuple(
+    types.int64, 3
+):
     """Rows of floats, where they are or copied: their address, stride, and number in whole tiles.
 
     Those that are not copied need not be whole tiles.
@@ -38,8 +44,8 @@ def find_rows(layout, item, first, number, columns, target):
     return target, target_row, tiled(number)
 
 
-@jit
-def copy_tiles(layout, item, start, count, columns, target):
+@part
+def copy_tiles(layout: LAYOUT, item, start, count, columns, target):
     """Copies rows to floats in whole tiles."""
     dtype, address, batch, row = layout
     target_row = padded(columns) * F32
@@ -47,7 +53,7 @@ def copy_tiles(layout, item, start, count, columns, target):
     clear(target + count * target_row, (tiled(count) - count) * padded(columns))
 
 
-@jit
+@part
 def inner_products(rows, columns, depth, a, a_row, b, b_row, c, c_row):
     """``C = A B^T`` of at least 4 rows each; the last tiles may overlap those before them.
 

@@ -7,9 +7,10 @@ read once.
 
 import numpy as np
 import torch
+from numba import types
 
 from .._blocks import copy_in, copy_out, multiply, padded
-from .._jit import inline, jit
+from .._jit import inline, jit, part
 from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
 from .._threads import parallel_for
@@ -20,6 +21,7 @@ __all__ = ["project", "project_gradient"]
 
 ONE = np.float32(1)
 VECTOR = LANES * F32
+LEFT, ROWS = types.UniTuple(types.int64, 5), types.UniTuple(types.int64, 3)
 TASKS = 16
 """Pieces of work to have at least, where queries have enough rows or columns to share out."""
 FEWEST = 8
@@ -82,6 +84,16 @@ def project_gradient(
 def _size(code):
     """Bytes of an element."""
     return 4 if code == FLOAT else 2
+
+
+@part
+def _multiply_columns(left: LEFT, right: ROWS, columns, out: ROWS, inputs, results, line):
+    """Some columns of a product of floats with rows of any dtype, by way of scratch memory."""
+    a, a_row, a_step, rows, depth = left
+    copy_in(right[0], right[1], right[2], depth, columns, inputs, line)
+    vectors = padded(columns) // LANES
+    multiply(rows, vectors, depth, a, a_row, a_step, inputs, line, results, line, ONE, False)
+    copy_out(out[0], results, line, rows, columns, out[1], out[2])
 
 
 @jit
@@ -147,13 +159,3 @@ def _project_gradient_queries(
             left = (slopes, F32, grad_line, own, batch)
             right, out = (pooled[0], source, pooled[2]), (dweight[0], target, dweight[2])
             _multiply_columns(left, right, columns, out, inputs, results, line)
-
-
-@jit
-def _multiply_columns(left, right, columns, out, inputs, results, line):
-    """Some columns of a product of floats with rows of any dtype, by way of scratch memory."""
-    a, a_row, a_step, rows, depth = left
-    copy_in(right[0], right[1], right[2], depth, columns, inputs, line)
-    vectors = padded(columns) // LANES
-    multiply(rows, vectors, depth, a, a_row, a_step, inputs, line, results, line, ONE, False)
-    copy_out(out[0], results, line, rows, columns, out[1], out[2])

@@ -13,7 +13,7 @@ from .._blocks import clear, copy_in, copy_in_transposed, copy_out, padded
 from .._jit import inline, jit
 from .._vectors import F32, LANES, broadcast, get, load, put, store
 from ._maps import LOG2E, VECTOR, axis, axis_variant, origin, softmax, softmax_gradient
-from ._tile import UNIFORM, call_tiles
+from ._tile import UNIFORM, multiply_tiles
 
 __all__ = ["UNIT", "Scratch", "backward", "forward", "scratch"]
 
@@ -133,13 +133,11 @@ def _copy_extra(tensor, b, h, g, target, row):
 
 
 @jit
-def _multiply(
-    call, queue, zero, vectors, columns, depth, a, a_step, b, b_column, b_step, c, c_column
-):
+def _multiply(queue, zero, vectors, columns, depth, a, a_step, b, b_column, b_step, c, c_column):
     """``C[m] = sum over k of A[k] * B[m, k]``: rows of vectors, times numbers."""
     at = zero.ctypes.data
-    call_tiles(
-        call, LANES, vectors, columns, UNIFORM, 1, depth,
+    multiply_tiles(
+        LANES, vectors, columns, UNIFORM, 1, depth,
         at, a, VECTOR, a_step,
         at, b, b_column, b_step,
         0, 0, 0, 0,
@@ -217,7 +215,7 @@ def _reduce_bias(dbias, g, w, zs, ys, xs, sums):
 
 @jit
 def forward(
-    begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra_k, extra_v, depth, height,
+    begin, end, memory, g, w, scale, q, k, v, out, lse, rpb, extra_k, extra_v, depth, height,
     width,
 ):  # fmt: skip
     """Output and log-sum-exp of tasks, which are a group of a head each."""
@@ -265,7 +263,7 @@ def forward(
             0, memory + w.queries, row, count, g.dim, memory + w.queries_t, w.lanes_row
         )
         _multiply(
-            call, queue, zero, wide, keys, g.dim, memory + w.queries_t, w.lanes_row,
+            queue, zero, wide, keys, g.dim, memory + w.queries_t, w.lanes_row,
             memory + w.keys, row, F32, memory + w.s, w.lanes_row,
         )  # fmt: skip
         for i in range(0, wide * VECTOR, VECTOR):
@@ -274,7 +272,7 @@ def forward(
                 0, factor, memory + w.inverse + i, memory + w.lse + i,
             )  # fmt: skip
         _multiply(
-            call, queue, zero, vectors, count, keys, memory + w.values, row, memory + w.s, F32,
+            queue, zero, vectors, count, keys, memory + w.values, row, memory + w.s, F32,
             w.lanes_row, memory + w.sums, row,
         )  # fmt: skip
         for i in range(count):
@@ -290,7 +288,7 @@ def forward(
 
 
 @jit
-def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, extra_k, extra_v, dq,
+def backward(begin, end, memory, g, w, scale, grad, q, k, v, lse, rpb, extra_k, extra_v, dq,
              dk, dv, drpb, dextra_k, dextra_v, depth, height, width):  # fmt: skip
     """Gradients of units, which are some groups of a head each.
 
@@ -350,7 +348,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                 (at_values, w.grads_t, at_ds),
             ):
                 _multiply(
-                    call, queue, zero, wide, keys, g.dim, memory + right, w.lanes_row, left, row,
+                    queue, zero, wide, keys, g.dim, memory + right, w.lanes_row, left, row,
                     F32, target, w.lanes_row,
                 )  # fmt: skip
             target = memory + w.lse
@@ -367,13 +365,13 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                     dbias + i if dbias else 0, 0, 0, 0, 0, factor, memory + w.lse + i,
                 )  # fmt: skip
             _multiply(
-                call, queue, zero, vectors, count, keys, at_keys, row, at_ds, F32, w.lanes_row,
+                queue, zero, vectors, count, keys, at_keys, row, at_ds, F32, w.lanes_row,
                 at_sums, row,
             )  # fmt: skip
             _scale(at_sums, count * row, scale)
             _write_group(dq, b, h, gz, gy, gx, g, zs, ys, xs, at_sums, row)
             _multiply(
-                call, queue, zero, vectors, keys, count, memory + w.queries, row, at_ds,
+                queue, zero, vectors, keys, count, memory + w.queries, row, at_ds,
                 w.lanes_row, F32, at_sums, row,
             )  # fmt: skip
             _scale(at_sums, keys * row, scale)
@@ -382,7 +380,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
             place = (h * per_head + task) * size
             copy_out(0, at_sums + count * row, row, g.extra, g.dim, dextra_k + place, F32 * g.dim)
             _multiply(
-                call, queue, zero, vectors, keys, count, memory + w.grads, row, at_p,
+                queue, zero, vectors, keys, count, memory + w.grads, row, at_p,
                 w.lanes_row, F32, at_sums, row,
             )  # fmt: skip
             _write_group(dv, b, h, gz, gy, gx, g, zs, ys, xs, at_sums, row)

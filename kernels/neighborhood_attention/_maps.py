@@ -2,14 +2,23 @@
 
 from typing import NamedTuple
 
+import numba
 import numpy as np
+from numba import types
 
-from .._jit import inline, jit
+from .._jit import inline, part
 from .._vectors import broadcast, exp2, fma, load, log, maximum, store
+from . import _plan
 
 __all__ = [
+    "BAND",
+    "GEOMETRY",
+    "KEY_TILE",
     "LN2",
     "LOG2E",
+    "ROWS",
+    "TENSOR",
+    "TILE",
     "VECTOR",
     "Geometry",
     "Rows",
@@ -73,6 +82,13 @@ class Rows(NamedTuple):
     count: int
 
 
+GEOMETRY, TENSOR = (
+    types.NamedUniTuple(types.int64, len(kind._fields), kind) for kind in (Geometry, Tensor)
+)
+ROWS = types.NamedTuple((*(types.int64[::1],) * 4, types.int64), Rows)
+BAND, TILE, KEY_TILE = map(numba.from_dtype, (_plan.BANDS, _plan.TILES, _plan.KEY_TILES))
+
+
 @inline
 def axis_length(group, length, step):
     """Positions that are equal to ``group`` modulo ``step``."""
@@ -100,9 +116,9 @@ def origin(tensor, b, h, z, y, x):
     return place + z * tensor.z + y * tensor.y + x * tensor.x
 
 
-@jit
+@part
 def softmax(s, planes, plane, count, row, slots, step, bias, bias_plane, bias_row, extra, extras,
-            scale, inverse, lse):  # fmt: skip
+            scale: types.float32, inverse, lse):  # fmt: skip
     """Turns the logits of 16 queries into powers of 2 relative to the largest.
 
     Logits are ``planes`` times ``count`` times ``slots`` vectors, the last ``step`` bytes apart,
@@ -145,9 +161,9 @@ def softmax(s, planes, plane, count, row, slots, step, bias, bias_plane, bias_ro
     store(lse, fma(top, broadcast(LN2), log(total)))
 
 
-@jit
+@part
 def softmax_gradient(s, change, planes, plane, count, row, slots, step, bias, dbias, bias_plane,
-                     bias_row, extra, extras, scale, lse):  # fmt: skip
+                     bias_row, extra, extras, scale: types.float32, lse):  # fmt: skip
     """Turns the logits of 16 queries into probabilities, and gradients of those into of logits.
 
     Gradients are ``change`` bytes behind the logits. The gradients of logits are also added to

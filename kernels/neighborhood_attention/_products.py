@@ -1,10 +1,12 @@
 """Products of windows that slide along rows, in register tiles; see ``_slide`` for the terms."""
 
+from numba import types
+
 from .._blocks import clear, copy_in, padded
-from .._jit import inline, jit
+from .._jit import inline, jit, part
 from .._vectors import F32, LANES, get_int
-from ._maps import VECTOR
-from ._tile import UNIFORM, call_tiles
+from ._maps import KEY_TILE, ROWS, TILE, VECTOR
+from ._tile import UNIFORM, multiply_tiles
 
 __all__ = [
     "add_gathered",
@@ -14,6 +16,8 @@ __all__ = [
     "scores",
     "weighted",
 ]
+
+TABLE = types.int64[:, ::1]
 
 
 @inline
@@ -28,10 +32,10 @@ def _same_queries(rows, y0, y1, r):
     return low, high, rows.end[low] if high == y1 else min(rows.end[low], rows.start[high])
 
 
-@jit
+@part
 def scores(
-    call, queue, tile, z0, z1, y0, y1, rows, dim, q, q_row, q_pitch, zero, table, shift, k_pitch,
-    s, s_row,
+    queue, tile: TILE, z0, z1, y0, y1, rows: ROWS, dim, q, q_row, q_pitch, zero, table, shift,
+    k_pitch, s, s_row,
 ):  # fmt: skip
     """Inner products of queries with the keys of their windows, (row, key row, slot, lane).
 
@@ -44,8 +48,8 @@ def scores(
         low, high, end = _same_queries(rows, y0, y1, r)
         for z in range(z0, z1):
             place = s + ((z - z0) * (last - first) + r - first) * slots
-            call_tiles(
-                call, tile.count, high - low, tile.slots, tile.edges, 1, dim,
+            multiply_tiles(
+                tile.count, high - low, tile.slots, tile.edges, 1, dim,
                 zero, q + (low - y0) * q_row, q_row, q_pitch,
                 table + 8 * (z * rows.count + r), shift, 4, k_pitch,
                 4 * tile.shift0, tile.mask0, 4 * tile.shift1, tile.mask1,
@@ -54,10 +58,10 @@ def scores(
         r = end
 
 
-@jit
+@part
 def weighted(
-    call, queue, tile, z0, z1, y0, y1, rows, dim, p, p_row, starts, table, shift, pitch, sums,
-    sums_row,
+    queue, tile: TILE, z0, z1, y0, y1, rows: ROWS, dim, p, p_row, starts: TABLE, table, shift,
+    pitch, sums, sums_row,
 ):  # fmt: skip
     """Sums of the values of windows, weighted by the slots of ``scores``: (row, dim, lane).
 
@@ -76,8 +80,8 @@ def weighted(
                 starts[0, outer] = p + at * tile.slots * VECTOR
                 starts[1, outer] = get_int(table + 8 * (z * rows.count + key))
                 outer += 1
-        call_tiles(
-            call, tile.count, high - low, dim, tile.edges, outer, tile.slots,
+        multiply_tiles(
+            tile.count, high - low, dim, tile.edges, outer, tile.slots,
             starts[0].ctypes.data, (low - y0) * p_row, p_row, VECTOR,
             starts[1].ctypes.data, shift, pitch, 4,
             4 * tile.shift0, tile.mask0, 4 * tile.shift1, tile.mask1,
@@ -86,10 +90,10 @@ def weighted(
         r = end
 
 
-@jit
+@part
 def add_gathered(
-    call, queue, tile, z, y0, y1, zk, r0, r1, depth, rows, dim, planes, planes_row, kernel_y,
-    offsets, plane_pitch, q, q_row, q_pitch, starts, sums, sums_row,
+    queue, tile: KEY_TILE, z, y0, y1, zk, r0, r1, depth: ROWS, rows: ROWS, dim, planes, planes_row,
+    kernel_y, offsets, plane_pitch, q, q_row, q_pitch, starts: TABLE, sums, sums_row,
 ):  # fmt: skip
     """Adds the queries that see keys, weighted by planes of offsets: (key row, dim, lane).
 
@@ -107,8 +111,8 @@ def add_gathered(
             at = (zk - depth.start[z]) * kernel_y + low - rows.start[query]
             starts[0, query - y] = planes + (query - y0) * planes_row + at * by_row
             starts[1, query - y] = q + (query - y0) * q_row
-        call_tiles(
-            call, tile.count, high - low, dim, 0, end - y, tile.high - tile.low + 1,
+        multiply_tiles(
+            tile.count, high - low, dim, 0, end - y, tile.high - tile.low + 1,
             starts[0].ctypes.data, 0, by_row, plane_pitch,
             starts[1].ctypes.data, 0, q_pitch, -4,
             0, 0, 0, 0,
@@ -118,12 +122,12 @@ def add_gathered(
 
 
 @jit
-def extra_scores(call, queue, rows, g, q, q_row, q_pitch, zero, keys, s, s_row):
+def extra_scores(queue, rows, g, q, q_row, q_pitch, zero, keys, s, s_row):
     """Inner products of query rows with additional keys: (row, key, lane)."""
     if g.extra > 0:
         at = zero.ctypes.data
-        call_tiles(
-            call, LANES, rows, g.extra, UNIFORM, 1, g.dim,
+        multiply_tiles(
+            LANES, rows, g.extra, UNIFORM, 1, g.dim,
             at, q, q_row, q_pitch,
             at, keys, 4 * padded(g.dim), 4,
             0, 0, 0, 0,
@@ -132,12 +136,12 @@ def extra_scores(call, queue, rows, g, q, q_row, q_pitch, zero, keys, s, s_row):
 
 
 @jit
-def extra_weighted(call, queue, rows, g, p, p_row, zero, values, sums, sums_row):
+def extra_weighted(queue, rows, g, p, p_row, zero, values, sums, sums_row):
     """Adds additional values weighted by ``p`` (row, value, lane): (row, dim, lane)."""
     if g.extra > 0:
         at = zero.ctypes.data
-        call_tiles(
-            call, LANES, rows, g.dim, UNIFORM, 1, g.extra,
+        multiply_tiles(
+            LANES, rows, g.dim, UNIFORM, 1, g.extra,
             at, p, p_row, VECTOR,
             at, values, 4, 4 * padded(g.dim),
             0, 0, 0, 0,
@@ -146,12 +150,12 @@ def extra_weighted(call, queue, rows, g, p, p_row, zero, values, sums, sums_row)
 
 
 @jit
-def extra_gathered(call, queue, g, queries, place, p, count, zero, tokens, sums):
+def extra_gathered(queue, g, queries, place, p, count, zero, tokens, sums):
     """Adds the sums of ``count`` queries weighted by ``p`` (key, lane): (key, dim)."""
     at, row = zero.ctypes.data, F32 * padded(g.dim)
     copy_in(queries.dtype, place, g.step_x * queries.x, count, g.dim, tokens, row)
-    call_tiles(
-        call, LANES, row // VECTOR, g.extra, UNIFORM, 1, count,
+    multiply_tiles(
+        LANES, row // VECTOR, g.extra, UNIFORM, 1, count,
         at, tokens, VECTOR, row,
         at, p, VECTOR, F32,
         0, 0, 0, 0,

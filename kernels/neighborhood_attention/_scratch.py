@@ -4,6 +4,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from numba import types
 
 from .._ahead import queue_size
 from .._blocks import odd_lines
@@ -12,7 +13,7 @@ from . import _plan
 from ._maps import VECTOR
 from ._plan import BLOCK
 
-__all__ = ["LEFT", "Scratch", "scratch"]
+__all__ = ["LEFT", "SCRATCH", "Scratch", "scratch"]
 
 LEFT = VECTOR
 """Bytes before position 0 of a row: tiles read up to 15 lanes beyond what they need."""
@@ -62,6 +63,9 @@ class Scratch(NamedTuple):
     """Most lines of memory that are asked for in a tile."""
     queue: int
     size: int
+
+
+SCRATCH = types.NamedUniTuple(types.int64, len(Scratch._fields), Scratch)
 
 
 @lru_cache(256)

@@ -13,6 +13,7 @@ rows, which are kept in another ring until they are complete.
 """
 
 import numpy as np
+from numba import types
 
 from .._ahead import ask, forget
 from .._blocks import (
@@ -25,9 +26,21 @@ from .._blocks import (
     padded,
     write,
 )
-from .._jit import inline, jit
+from .._jit import inline, jit, part
 from .._vectors import F32, LANES, broadcast, get, get_int, keep, load, put, select, store
-from ._maps import LOG2E, VECTOR, axis, axis_variant, origin, softmax, softmax_gradient
+from ._maps import (
+    BAND,
+    GEOMETRY,
+    LOG2E,
+    TENSOR,
+    TILE,
+    VECTOR,
+    axis,
+    axis_variant,
+    origin,
+    softmax,
+    softmax_gradient,
+)
 from ._plan import BLOCK
 from ._products import (
     add_gathered,
@@ -37,7 +50,7 @@ from ._products import (
     scores,
     weighted,
 )
-from ._scratch import LEFT
+from ._scratch import LEFT, SCRATCH
 from ._tile import lanes_of
 
 __all__ = ["backward", "forward"]
@@ -45,6 +58,15 @@ __all__ = ["backward", "forward"]
 INFINITY = np.float32(np.inf)
 ONE = np.float32(1)
 ZERO = np.float32(0)
+
+TABLES, SUMS, INDICES = types.float32[:, :, ::1], types.float32[:, ::1], types.int32[:, ::1]
+PLAN, TILES = types.UniTuple(types.int64[:, ::1], 4), types.Array(TILE, 1, "C")
+
+
+@inline
+def _row_place(tensor, base, g, z, y, x):
+    """Address of a position of a group."""
+    return base + z * g.step_z * tensor.z + y * g.step_y * tensor.y + x * g.step_x * tensor.x
 
 
 @jit
@@ -56,9 +78,9 @@ def _ask_for(queue, tensor, base, g, lines, end, height, tile):
         ask(queue, place, g.step_x * tensor.x, tile.count, size)
 
 
-@jit
-def _to_planes(tile, low, s, change, planes, plane, count, row, target, target_change, by_plane,
-               by_row, pitch):  # fmt: skip
+@part
+def _to_planes(tile: TILE, low, s, change, planes, plane, count, row, target, target_change,
+               by_plane, by_row, pitch):  # fmt: skip
     """Copies what slots hold to planes of offsets, there to the lanes of the keys.
 
     What is ``change`` bytes behind goes to what is ``target_change`` bytes behind.
@@ -114,8 +136,8 @@ def _read_lanes(source, count, step, target):
         put(target + 4 * lane, get(source + lane * step))
 
 
-@jit
-def _expand_bias(rpb, head, lanes, band, w, target):
+@part
+def _expand_bias(rpb: TABLES, head, lanes: INDICES, band: BAND, w: SCRATCH, target):
     """Writes the bias (row of a window, slot, lane) to the base 2; -inf where a slot is void."""
     for r in range(w.bias_rows):
         for i in range(band.vectors):
@@ -128,8 +150,8 @@ def _expand_bias(rpb, head, lanes, band, w, target):
                 put(place + F32 * lane, value)
 
 
-@jit
-def _reduce_bias(dbias, tiles, band, lanes, w, sums):
+@part
+def _reduce_bias(dbias, tiles: TILES, band: BAND, lanes: INDICES, w: SCRATCH, sums: SUMS):
     """Adds the gradients of what ``_expand_bias`` writes to those of the table (row, index)."""
     for r in range(w.bias_rows):
         for i in range(band.tile, band.tile + band.tiles):
@@ -142,6 +164,67 @@ def _reduce_bias(dbias, tiles, band, lanes, w, sums):
                     index = lanes[tile.vector + t, lane]
                     if index >= 0:
                         sums[r, index] += get(place + F32 * lane)
+
+
+@inline
+def _place_of_sums(task, h, g, bands):
+    """Where a task has its share of sums: those of a head follow one another."""
+    others = g.step_z * g.step_y
+    return (h * bands * g.step_x * g.batch + task // (others * g.heads)) * others + task % others
+
+
+@inline
+def _bias_of(tile, band, g, w, z0, z, y, rows, biased):
+    """Where, in the bias, the first row is that a query row sees in a tile; 0 where it is all 0."""
+    if biased:
+        row = (z0 - z + g.kernel_z - 1) * (2 * g.kernel_y - 1) + rows.start[y] - y + g.kernel_y - 1
+        return w.bias + (row * w.vectors + tile.vector - band.vector) * VECTOR
+    if tile.masked:
+        return w.bias + (tile.vector - band.vector) * VECTOR
+    return 0
+
+
+@inline
+def _lse_place(lse, g, b, h, gz, gy, gx, z, y, x):
+    plane = (b * g.heads + h) * g.depth + gz + z * g.step_z
+    row = plane * g.height + gy + y * g.step_y
+    return lse + F32 * (row * g.width + gx + x * g.step_x)
+
+
+@jit
+def _copy_row(tensor, place, g, count, rows, target, pitch):
+    """Brings positions of a map to floats (dim, position).
+
+    They are first copied to ``rows``, one after another: that way memory is read much faster than
+    16 at a time, between which they are transposed.
+    """
+    row = odd_lines(F32 * padded(g.dim))
+    copy_in(tensor.dtype, place, g.step_x * tensor.x, count, g.dim, rows, row)
+    copy_in_transposed(0, rows, row, count, g.dim, target, pitch)
+
+
+@jit
+def _copy_rows(
+    tensors,
+    bases,
+    g,
+    lines,
+    end,
+    height,
+    first,
+    last,
+    rows,
+    table,
+    beside,
+    pitch,
+):
+    """Brings rows of two maps to the places in a table, the second ``beside`` bytes further."""
+    for i in range(lines, end):
+        target = get_int(table + 8 * i) + LEFT
+        for n in range(2):
+            place = _row_place(tensors[n], bases[n], g, i // height, i % height, first)
+            _copy_row(tensors[n], place, g, last - first, rows, target, pitch)
+            target += beside
 
 
 @inline
@@ -174,62 +257,20 @@ def _decode(task, g, bands):
     return h, rest, b, gz, gy, gx
 
 
-@inline
-def _place_of_sums(task, h, g, bands):
-    """Where a task has its share of sums: those of a head follow one another."""
-    others = g.step_z * g.step_y
-    return (h * bands * g.step_x * g.batch + task // (others * g.heads)) * others + task % others
-
-
-@inline
-def _bias_of(tile, band, g, w, z0, z, y, rows, biased):
-    """Where, in the bias, the first row is that a query row sees in a tile; 0 where it is all 0."""
-    if biased:
-        row = (z0 - z + g.kernel_z - 1) * (2 * g.kernel_y - 1) + rows.start[y] - y + g.kernel_y - 1
-        return w.bias + (row * w.vectors + tile.vector - band.vector) * VECTOR
-    if tile.masked:
-        return w.bias + (tile.vector - band.vector) * VECTOR
-    return 0
-
-
-@inline
-def _row_place(tensor, base, g, z, y, x):
-    """Address of a position of a group."""
-    return base + z * g.step_z * tensor.z + y * g.step_y * tensor.y + x * g.step_x * tensor.x
-
-
-@inline
-def _lse_place(lse, g, b, h, gz, gy, gx, z, y, x):
-    plane = (b * g.heads + h) * g.depth + gz + z * g.step_z
-    row = plane * g.height + gy + y * g.step_y
-    return lse + F32 * (row * g.width + gx + x * g.step_x)
-
-
-@jit
-def _copy_row(tensor, place, g, count, rows, target, pitch):
-    """Brings positions of a map to floats (dim, position).
-
-    They are first copied to ``rows``, one after another: that way memory is read much faster than
-    16 at a time, between which they are transposed.
-    """
-    row = odd_lines(F32 * padded(g.dim))
-    copy_in(tensor.dtype, place, g.step_x * tensor.x, count, g.dim, rows, row)
-    copy_in_transposed(0, rows, row, count, g.dim, target, pitch)
-
-
-@jit
-def _copy_rows(tensors, bases, g, lines, end, height, first, last, rows, table, beside, pitch):
-    """Brings rows of two maps to the places in a table, the second ``beside`` bytes further."""
-    for i in range(lines, end):
-        target = get_int(table + 8 * i) + LEFT
-        for n in range(2):
-            place = _row_place(tensors[n], bases[n], g, i // height, i % height, first)
-            _copy_row(tensors[n], place, g, last - first, rows, target, pitch)
-            target += beside
-
-
-@jit
-def _ask_for_task(queue, task, shares, q, k, v, g, bands, depth, height, tile):
+@part
+def _ask_for_task(
+    queue,
+    task,
+    shares,
+    q: TENSOR,
+    k: TENSOR,
+    v: TENSOR,
+    g: GEOMETRY,
+    bands,
+    depth: PLAN,
+    height: PLAN,
+    tile: TILE,
+):
     """Adds what a task of ``forward`` begins with, at the positions of a tile."""
     h, _, b, gz, gy, gx = _decode(task // shares, g, bands)
     zs = axis(depth, gz, g.depth, g.step_z)
@@ -247,7 +288,7 @@ def _ask_for_task(queue, task, shares, q, k, v, g, bands, depth, height, tile):
 
 
 @jit
-def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra_k, extra_v, depth,
+def forward(begin, end, memory, g, w, scale, q, k, v, out, lse, rpb, extra_k, extra_v, depth,
             height, columns, shares):  # fmt: skip
     """Output and log-sum-exp of tasks: shares of the rows of a band of a group of a head."""
     bands, tiles, _, lanes = columns
@@ -327,11 +368,11 @@ def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra
                 slots = tile.slots * VECTOR
                 to_extra = (z1 - z0) * span * slots
                 scores(
-                    call, queue, tile, z0, z1, y0, y1, ys, g.dim, at, w.query_row, w.query_pitch,
+                    queue, tile, z0, z1, y0, y1, ys, g.dim, at, w.query_row, w.query_pitch,
                     zero.ctypes.data, lines.ctypes.data, shift, w.key_pitch, at_s, w.s_row,
                 )  # fmt: skip
                 extra_scores(
-                    call, queue, y1 - y0, g, at, w.query_row, w.query_pitch, zero, at_extra,
+                    queue, y1 - y0, g, at, w.query_row, w.query_pitch, zero, at_extra,
                     at_s + to_extra, w.s_row,
                 )  # fmt: skip
                 for y in range(y0, y1):
@@ -349,11 +390,11 @@ def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra
                     place = _lse_place(lse, g, b, h, gz, gy, gx, z, y, tile.query)
                     _write_lanes(at_stats, tile.count, place, F32 * g.step_x)
                 weighted(
-                    call, queue, tile, z0, z1, y0, y1, ys, g.dim, at_s, w.s_row, starts,
+                    queue, tile, z0, z1, y0, y1, ys, g.dim, at_s, w.s_row, starts,
                     lines.ctypes.data, shift + w.key_row, w.key_pitch, at_sums, w.sum_row,
                 )  # fmt: skip
                 extra_weighted(
-                    call, queue, y1 - y0, g, at_s + to_extra, w.s_row, zero, at_extra + extra_size,
+                    queue, y1 - y0, g, at_s + to_extra, w.s_row, zero, at_extra + extra_size,
                     at_sums, w.sum_row,
                 )  # fmt: skip
                 for y in range(y0, y1):
@@ -365,7 +406,7 @@ def forward(begin, end, memory, call, g, w, scale, q, k, v, out, lse, rpb, extra
 
 
 @jit
-def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, extra_k, extra_v, dq,
+def backward(begin, end, memory, g, w, scale, grad, q, k, v, lse, rpb, extra_k, extra_v, dq,
              dk, dv, drpb, dextra_k, dextra_v, depth, height, columns):  # fmt: skip
     """Gradients of tasks, which are a band of a group of a head each.
 
@@ -459,12 +500,12 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                     at = at_q + lane + n * w.query_row
                     target = at_s + n * change
                     scores(
-                        call, queue, tile, z0, z1, y0, y1, ys, g.dim, at, 2 * w.query_row,
+                        queue, tile, z0, z1, y0, y1, ys, g.dim, at, 2 * w.query_row,
                         w.query_pitch, zero.ctypes.data, lines.ctypes.data, shift + n * w.key_row,
                         w.key_pitch, target, w.s_row,
                     )  # fmt: skip
                     extra_scores(
-                        call, queue, y1 - y0, g, at, 2 * w.query_row, w.query_pitch, zero,
+                        queue, y1 - y0, g, at, 2 * w.query_row, w.query_pitch, zero,
                         at_extra + n * extra_size, target + to_extra, w.s_row,
                     )  # fmt: skip
                 for y in range(y0, y1):
@@ -492,11 +533,11 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                 if count <= 0:
                     continue
                 weighted(
-                    call, queue, tile, z0, z1, y0, y1, ys, g.dim, at_s + change, w.s_row, starts,
+                    queue, tile, z0, z1, y0, y1, ys, g.dim, at_s + change, w.s_row, starts,
                     lines.ctypes.data, shift, w.key_pitch, at_sums, w.sum_row,
                 )  # fmt: skip
                 extra_weighted(
-                    call, queue, y1 - y0, g, at_s + change + to_extra, w.s_row, zero, at_extra,
+                    queue, y1 - y0, g, at_s + change + to_extra, w.s_row, zero, at_extra,
                     at_sums, w.sum_row,
                 )  # fmt: skip
                 for y in range(y0, y1):
@@ -507,20 +548,20 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                         extra = at_s + (y - y0) * w.s_row + to_extra + F32 * first
                         place = _row_place(q, q_bases[0], g, z, y, tile.query + first)
                         extra_gathered(
-                            call, queue, g, q, place, extra + change, count, zero, at_tokens,
+                            queue, g, q, place, extra + change, count, zero, at_tokens,
                             at_extra + 2 * extra_size,
                         )  # fmt: skip
                         place = _row_place(grad, q_bases[1], g, z, y, tile.query + first)
                         extra_gathered(
-                            call, queue, g, grad, place, extra, count, zero, at_tokens,
+                            queue, g, grad, place, extra, count, zero, at_tokens,
                             at_extra + 3 * extra_size,
                         )  # fmt: skip
             for zk in range(z0, z1):
-                for part in range(blocks):
-                    r0, r1 = _share(part, ys.count, blocks), _share(part + 1, ys.count, blocks)
+                for share in range(blocks):
+                    r0, r1 = _share(share, ys.count, blocks), _share(share + 1, ys.count, blocks)
                     if r1 <= ys.start[y0] or r0 >= ys.end[y1 - 1]:
                         continue
-                    kept = at_kept + (zk * blocks + part) % w.sum_ring * w.sum_block
+                    kept = at_kept + (zk * blocks + share) % w.sum_ring * w.sum_block
                     for i in range(band.key_tile, band.key_tile + band.key_tiles):
                         tile = key_tiles[i]
                         planes = at_planes + F32 * (band.margin + tile.key - band.first)
@@ -529,7 +570,7 @@ def backward(begin, end, memory, call, g, w, scale, grad, q, k, v, lse, rpb, ext
                         # Logits' gradients and queries, probabilities and output gradients.
                         for n in range(2):
                             add_gathered(
-                                call, queue, tile, z, y0, y1, zk, r0, r1, zs, ys, g.dim,
+                                queue, tile, z, y0, y1, zk, r0, r1, zs, ys, g.dim,
                                 planes + (1 - n) * w.plane_row, 2 * w.plane_row, g.kernel_y,
                                 w.offsets, w.plane_pitch, at + n * w.query_row, 2 * w.query_row,
                                 w.query_pitch, starts, kept, w.sum_row,

@@ -6,10 +6,10 @@ from numba.extending import intrinsic
 
 from .. import _llvm as llvm
 from .._ahead import emit_take
-from .._jit import c_function
+from .._jit import part
 from .._vectors import F32, REGISTER, WIDE_REGISTERS, mask
 
-__all__ = ["TILES", "UNIFORM", "call_tiles", "lanes_of"]
+__all__ = ["UNIFORM", "lanes_of", "multiply_tiles"]
 
 ALL = (1 << REGISTER) - 1
 # For each number of rows of a register tile, the most columns. The sums, and a row and a column of
@@ -177,8 +177,8 @@ def _tiles(
     return types.void(*_ARGUMENTS), codegen
 
 
-@c_function(types.void(*_ARGUMENTS))
-def TILES(
+@part
+def multiply_tiles(
     lanes, rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
     b_table, b_shift, b_column, b_step, shift0, mask0, shift1, mask1,
     c, c_row, c_column, accumulate, products, b_next, c_next, queue,
@@ -230,19 +230,3 @@ def TILES(
                 )  # fmt: skip
                 m += groups * width
         n += high
-
-
-@intrinsic
-def call_tiles(
-    typingctx, function, lanes, rows, columns, edges, outer, inner, a_table, a_shift, a_row, a_step,
-    b_table, b_shift, b_column, b_step, shift0, mask0, shift1, mask1,
-    c, c_row, c_column, accumulate, products, b_next, c_next, queue,
-):  # fmt: skip
-    """Calls ``TILES`` by its address, which is not compiled in: each process has another."""
-
-    def codegen(context, builder, signature, args):
-        kind = ir.FunctionType(ir.VoidType(), [llvm.I64] * len(_ARGUMENTS))
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, *_ARGUMENTS), codegen

@@ -12,7 +12,6 @@ from .._threads import CHUNKS_PER_THREAD, parallel_for
 from . import _dense, _plan, _slide
 from ._maps import Geometry, Tensor
 from ._scratch import scratch
-from ._tile import TILES
 
 MOST_DENSE = 512
 """Most positions of a group that are all multiplied with all."""
@@ -45,7 +44,7 @@ def forward(q, k, v, rpb, extra_k, extra_v, kernel, dilation, stride, causal, sc
         groups *= shares
         kernel = _slide.forward
         call = (*maps, *extras, *rows, tuple(columns), shares)
-    parallel_for(kernel, groups, TILES.address, g, w, np.float32(scale), *call, scratch=w.size)
+    parallel_for(kernel, groups, g, w, np.float32(scale), *call, scratch=w.size)
     return out, lse
 
 
@@ -106,7 +105,6 @@ def backward(
     parallel_for(
         kernel,
         tasks,
-        TILES.address,
         g,
         w,
         np.float32(scale),

@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from .._jit import inline, jit
-from .._separable_cpu import TABLES, Taps, empty_taps, pool, spread, transpose
+from .._separable_cpu import TABLES, Taps, empty_taps, pool, spread, transpose, value_at
 from .._threads import parallel_for
+from .._vectors import get, put
 
 
 def forward(x, rois, size, scale, sampling_ratio, aligned, channels_last):
@@ -115,11 +116,11 @@ def _add(taps, box, first, count, pixel, weight):
     Returns:
         The number of elements. The pixels of a sample are at most three elements behind.
     """
-    weights = taps.elements.view(np.float32)
     for k in range(max(first, count - 4), count):
         if taps.elements[box, k, 0] == pixel:
-            weights[box, k, 2] += weight
+            place = value_at(taps, box, k)
+            put(place, get(place) + weight)
             return count
     taps.elements[box, count, 0] = pixel
-    weights[box, count, 2] = weight
+    put(value_at(taps, box, count), weight)
     return count + 1

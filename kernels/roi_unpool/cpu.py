@@ -4,8 +4,9 @@ import numpy as np
 import torch
 
 from .._jit import jit
-from .._separable_cpu import TABLES, Taps, empty_taps, pool, spread, transpose
+from .._separable_cpu import TABLES, Taps, empty_taps, pool, spread, transpose, value_at
 from .._threads import parallel_for
+from .._vectors import put
 from .reference import TOLERANCE
 
 
@@ -52,7 +53,6 @@ def _weights(
 @jit
 def _interpolate(begin, end, boxes, axis, bins, side, scale, aligned, taps):
     half, most = np.float32(0.5), np.float32(bins - 1)
-    weights = taps.elements.view(np.float32)
     for box in range(begin, end):
         start, stop = boxes[box, axis] * scale, boxes[box, axis + 2] * scale
         first, behind = np.ceil(start - half), np.ceil(stop - half)
@@ -74,10 +74,10 @@ def _interpolate(begin, end, boxes, axis, bins, side, scale, aligned, taps):
             index = min(int(place), bins - 1)
             part = place - np.float32(index)
             taps.elements[box, count, 0] = index
-            weights[box, count, 2] = np.float32(1) - part
+            put(value_at(taps, box, count), np.float32(1) - part)
             count += 1
             if part > 0 and index + 1 < bins:
                 taps.elements[box, count, 0] = index + 1
-                weights[box, count, 2] = part
+                put(value_at(taps, box, count), part)
                 count += 1
         taps.start[box, high - low] = count

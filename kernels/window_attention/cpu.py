@@ -4,6 +4,7 @@ worked on in the first-level cache.
 
 import numpy as np
 import torch
+from numba import types
 
 from .._ahead import ask, forget, queue_size
 from .._blocks import (
@@ -25,7 +26,7 @@ from .._blocks import (
     softmax_gradient,
     write,
 )
-from .._jit import inline, jit
+from .._jit import inline, jit, part
 from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
 from .._packing import empty_each
@@ -33,6 +34,8 @@ from .._threads import parallel_for
 from .._vectors import F32, LANES, broadcast, get, load, put, store
 
 ONE = np.float32(1)
+ORIGINS = types.int64[::1]
+GEOMETRY, LAYOUT, BIAS, SHARE = (types.UniTuple(types.int64, n) for n in (9, 6, 4, 2))
 BEYOND = -1
 """Place of padding: negative."""
 GROUPS = 8
@@ -194,8 +197,10 @@ def _plan(window, geometry, origins):
     return batch, top + rows > height or left + columns > width
 
 
-@jit
-def _gather(layout, batch, heads, origins, geometry, target, target_row):
+@part
+def _gather(
+    layout: LAYOUT, batch, heads: SHARE, origins: ORIGINS, geometry: GEOMETRY, target, target_row
+):
     """Copies the tokens of a window to floats (heads, tokens, dim); padding is zeros.
 
     Heads, of which the first and how many are given, lie side by side on the map: what the
@@ -221,8 +226,8 @@ def _gather(layout, batch, heads, origins, geometry, target, target_row):
                     copy_in(dtype, source, by_head, count, dim, place, size)
 
 
-@jit
-def _ask_for(queue, layout, batch, heads, origins, geometry):
+@part
+def _ask_for(queue, layout: LAYOUT, batch, heads: SHARE, origins: ORIGINS, geometry: GEOMETRY):
     """Asks for the tokens of a window that is next, which hardware does not foresee."""
     dtype, address, by_batch, by_row, by_column, by_head = layout
     _, _, _, _, dim, rows, columns, _, _ = geometry
@@ -236,8 +241,10 @@ def _ask_for(queue, layout, batch, heads, origins, geometry):
                 ask(queue, token, by_head, count, dim * (4 if dtype == 0 else 2))
 
 
-@jit
-def _scatter(layout, batch, heads, origins, geometry, source, source_row):
+@part
+def _scatter(
+    layout: LAYOUT, batch, heads: SHARE, origins: ORIGINS, geometry: GEOMETRY, source, source_row
+):
     """Copies floats (heads, tokens, dim) to the tokens of a window; padding is dropped."""
     dtype, address, by_batch, by_row, by_column, by_head = layout
     _, _, _, _, dim, rows, columns, _, _ = geometry
@@ -267,8 +274,8 @@ def _region(y, x, geometry):
     return (2 if y < geometry[7] else 0) + (1 if x < geometry[8] else 0)
 
 
-@jit
-def _penalties(origins, geometry, penalties, row):
+@part
+def _penalties(origins: ORIGINS, geometry: GEOMETRY, penalties, row):
     """Writes what is added to the logits of each region: -inf for keys of other regions."""
     rows, columns = geometry[5], geometry[6]
     for i in range(rows):
@@ -279,8 +286,21 @@ def _penalties(origins, geometry, penalties, row):
                 put(penalties + other * row + 4 * (i * columns + j), seen)
 
 
-@jit
-def _logits(q, k, scale, bias, head, origins, geometry, mixed, penalties, s, row, queue):
+@part
+def _logits(
+    q,
+    k,
+    scale: types.float32,
+    bias: BIAS,
+    head,
+    origins: ORIGINS,
+    geometry: GEOMETRY,
+    mixed: types.boolean,
+    penalties,
+    s,
+    row,
+    queue,
+):
     """Logits (tokens, tokens) of a window from its queries and transposed keys."""
     dtype, address, by_head, by_row = bias
     _, _, _, _, dim, rows, columns, _, _ = geometry

@@ -1,17 +1,43 @@
-"""What CPU kernels are built of: transposition, and lines of memory that are asked for."""
+"""What CPU kernels are built of: parts, transposition, and lines of memory that are asked for."""
 
 import numpy as np
 import pytest
+from numba import types
 
 from visattn.kernels import _ahead
 from visattn.kernels._blocks import copy_in_transposed, copy_out_transposed, multiply
-from visattn.kernels._jit import jit
+from visattn.kernels._jit import entry, part
 
 SIZES = [(16, 16), (32, 48), (8, 24), (56, 32), (9, 28), (20, 12), (1, 16), (16, 1), (49, 33)]
 """Whole blocks, halves of them, what they overlap in, and less."""
 
 
-@jit
+@part
+def _divide(x, y, scale: types.float32 = 0.5) -> types.UniTuple(types.float32, 2):
+    return scale * (x // y), x % y
+
+
+@entry
+def _divide_both(x, y):
+    return _divide(x, y), _divide(x, scale=2, y=y)
+
+
+@entry
+def _transpose_in(source, source_row, rows, columns, target, target_row):
+    copy_in_transposed(0, source, source_row, rows, columns, target, target_row)
+
+
+@entry
+def _transpose_out(source, source_row, rows, columns, target, target_row):
+    copy_out_transposed(0, source, source_row, rows, columns, target, target_row)
+
+
+@entry
+def _multiply(size, a, a_row, b, b_row, c, c_row, queue):
+    multiply(size, 1, size, a, a_row, 4, b, b_row, c, c_row, 1, False, queue)
+
+
+@entry
 def _ask(queue, lines, place, step, count, size):
     _ahead.forget(queue, lines)
     _ahead.ask(queue, place, step, count, size)
@@ -27,13 +53,22 @@ def _filled_up(count):
     return -(-count // 16) * 16
 
 
+def test_parts_take_defaults_and_names():
+    assert _divide_both(7, 2) == ((1.5, 1), (6, 1))
+
+
+def test_errors_in_parts_are_raised_in_their_callers():
+    with pytest.raises(ZeroDivisionError):
+        _divide_both(7, 0)
+
+
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_transposes_into_whole_vectors(size):
     rows, columns = size
     source = np.random.default_rng(0).standard_normal((rows, columns + 3), np.float32)
     target = np.full((_filled_up(columns), _filled_up(rows)), np.nan, np.float32)
-    copy_in_transposed(
-        0, source.ctypes.data, source.strides[0], *size, target.ctypes.data, target.strides[0]
+    _transpose_in(
+        source.ctypes.data, source.strides[0], *size, target.ctypes.data, target.strides[0]
     )
     assert np.array_equal(target[:columns, :rows], source[:, :columns].T)
     assert not target[columns:].any()
@@ -46,8 +81,8 @@ def test_transposes_no_more_than_is_wanted(size):
     shape = _filled_up(columns), _filled_up(rows)
     source = np.random.default_rng(0).standard_normal(shape, np.float32)
     target = np.full((rows + 1, columns + 1), np.nan, np.float32)
-    copy_out_transposed(
-        0, source.ctypes.data, source.strides[0], *size, target.ctypes.data, target.strides[0]
+    _transpose_out(
+        source.ctypes.data, source.strides[0], *size, target.ctypes.data, target.strides[0]
     )
     assert np.array_equal(target[:rows, :columns], source[:columns, :rows].T)
     assert np.isnan(target[rows]).all()
@@ -75,8 +110,8 @@ def test_products_take_lines_until_there_are_none(lines):
     a, b, c = (np.ones((12, 16), np.float32) for _ in range(3))
     _ask(queue.ctypes.data, lines, a.ctypes.data, 0, lines, 64)
     before = queue[0]
-    strides = a.strides[0], 4, b.ctypes.data, b.strides[0], c.ctypes.data, c.strides[0]
-    multiply(12, 1, 12, a.ctypes.data, *strides, np.float32(1), False, queue.ctypes.data)
+    matrices = [y for x in (a, b, c) for y in (x.ctypes.data, x.strides[0])]
+    _multiply(12, *matrices, queue.ctypes.data)
     assert (c == 12).all()
     taken = (queue[0] - before) // 8
     assert taken >= min(lines, 1)
