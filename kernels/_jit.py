@@ -17,7 +17,7 @@ from numba.core.caching import FunctionCache
 from numba.core.registry import CPUDispatcher
 from numba.extending import intrinsic
 
-__all__ = ["entry", "inline", "jit", "part"]
+__all__ = ["entry", "inline", "integers", "jit", "part"]
 
 inline = numba.njit(inline="always")
 """Compiles a function into its callers."""
@@ -44,6 +44,11 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     better a ``part``.
     """
     return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+def integers(count: int) -> types.UniTuple:
+    """The type of a tuple of integers, such as a ``part`` may take."""
+    return types.UniTuple(types.int64, count)
 
 
 def part(function: Callable[..., Any]) -> Callable[..., Any]:

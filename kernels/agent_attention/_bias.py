@@ -15,7 +15,7 @@ from numba import types
 
 from .._blocks import clear, copy_in, copy_in_transposed, padded
 from .._elements import store_as
-from .._jit import inline, jit, part
+from .._jit import inline, integers, jit, part
 from .._layouts import layout
 from .._vectors import LANES, broadcast, get, load, load_lanes, put, store
 from ._matrices import FLOAT, ONE, Sums, product
@@ -29,9 +29,8 @@ NONE = (0,) * 5
 """Layout of a part that there is not."""
 
 
-_THREE, SUMS, _FIVE, _SEVEN = (types.UniTuple(types.int64, n) for n in (3, 4, 5, 7))
-RANGE = types.UniTuple(types.int64, 2)
-BIAS = types.Tuple((_SEVEN, _THREE, *(_FIVE,) * 4, _SEVEN))
+BIAS = types.Tuple((integers(7), integers(3), *(integers(5),) * 4, integers(7)))
+SUMS, RANGE = integers(4), integers(2)
 
 
 def bias_arguments(parts, tokens, count, block):

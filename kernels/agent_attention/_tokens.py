@@ -4,14 +4,12 @@ Heads are given by the first and how many. Their rows of a token lie side by sid
 they come from one projection, and always do in blocks.
 """
 
-from numba import types
-
 from .._blocks import copy_in, copy_out, padded
-from .._jit import inline, part
+from .._jit import inline, integers, part
 from .._vectors import LANES, prefetch
 from ._matrices import FLOAT
 
-RANGE, LAYOUT = types.UniTuple(types.int64, 2), types.UniTuple(types.int64, 6)
+RANGE, LAYOUT = integers(2), integers(6)
 
 
 @inline

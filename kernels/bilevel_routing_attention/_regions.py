@@ -10,7 +10,7 @@ from numba import types
 
 from .._blocks import clear, padded, write
 from .._elements import load_as_float
-from .._jit import inline, jit, part
+from .._jit import inline, integers, jit, part
 from .._transposition import gather_transposed
 from .._vectors import LANES, broadcast, get, get_int, load, prefetch, put, store
 
@@ -34,7 +34,7 @@ __all__ = [
     "scatter_rows",
 ]
 
-LAYOUT = PLACE = types.UniTuple(types.int64, 6)
+LAYOUT = PLACE = integers(6)
 LIST = types.int64[::1]
 QUERIES = 64
 """Most queries of an item."""

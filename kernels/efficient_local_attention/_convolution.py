@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from .. import _llvm as llvm
 from .._blocks import clear, copy_in_transposed, copy_out_transposed, even_share, multiply, padded
-from .._jit import inline, jit, part
+from .._jit import inline, integers, jit, part
 from .._reductions import counted_loop
 from .._transposition import gather_transposed, store_transposed
 from .._vectors import F32, LANES, REGISTER, WIDE_REGISTERS, load, put_int, store
@@ -24,7 +24,7 @@ __all__ = ["convolve", "convolve_gradient", "pack", "packed_size", "unpack", "wo
 FLOAT = 0
 """Code of float32 for the functions of ``_blocks``."""
 VECTOR = LANES * F32
-KERNEL = types.UniTuple(types.int64, 3)
+KERNEL = integers(3)
 ROWS = 8 if WIDE_REGISTERS else 6
 """Most rows of a tile of ``_multiply_lanes``."""
 ROOM = 14

@@ -24,7 +24,7 @@ from .._blocks import (
     scale_row,
 )
 from .._elements import store_as
-from .._jit import inline, jit, part
+from .._jit import inline, integers, jit, part
 from .._reductions import put_sums_of_lanes
 from .._vectors import F32, LANES, REGISTER, fma, load, load_lanes
 from ._rows import (
@@ -51,7 +51,7 @@ __all__ = [
 FLOAT = 0
 """Code of float32 for the functions of ``_blocks``."""
 VECTOR = LANES * F32
-FORM, LAYOUT = types.UniTuple(types.int64, 3), types.UniTuple(types.int64, 5)
+FORM, LAYOUT = integers(3), integers(5)
 SLAB = 16384
 """Bytes of floats that are worked on while they are in the first-level cache."""
 

@@ -1,9 +1,7 @@
 """Rows of tensors as floats, and their inner products, for the kernels of pooling."""
 
-from numba import types
-
 from .._blocks import clear, copy_in, padded
-from .._jit import inline, part
+from .._jit import inline, integers, part
 from .._reductions import TILE, inner_products_tile
 from .._vectors import F32, LANES
 
@@ -12,7 +10,7 @@ __all__ = ["FLOAT", "copy_tiles", "find_rows", "inner_products", "in_whole_tiles
 FLOAT = 0
 """Code of float32 in ``DTYPE_CODES``, that of scratch memory."""
 
-LAYOUT = types.UniTuple(types.int64, 4)
+LAYOUT = integers(4)
 
 
 def in_whole_tiles(count: int) -> int:
@@ -27,9 +25,7 @@ def tiled(count):
 
 
 @part
-def find_rows(layout: LAYOUT, item, first, number, columns, target) -> types.UniTuple(
-    types.int64, 3
-):
+def find_rows(layout: LAYOUT, item, first, number, columns, target) -> integers(3):
     """Rows of floats, where they are or copied: their address, stride, and number in whole tiles.
 
     Those that are not copied need not be whole tiles.

@@ -7,10 +7,9 @@ read once.
 
 import numpy as np
 import torch
-from numba import types
 
 from .._blocks import copy_in, copy_out, multiply, padded
-from .._jit import inline, jit, part
+from .._jit import inline, integers, jit, part
 from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
 from .._threads import parallel_for
@@ -21,7 +20,7 @@ __all__ = ["project", "project_gradient"]
 
 ONE = np.float32(1)
 VECTOR = LANES * F32
-LEFT, ROWS = types.UniTuple(types.int64, 5), types.UniTuple(types.int64, 3)
+LEFT, ROWS = integers(5), integers(3)
 TASKS = 16
 """Pieces of work to have at least, where queries have enough rows or columns to share out."""
 FEWEST = 8

@@ -26,7 +26,7 @@ from .._blocks import (
     softmax_gradient,
     write,
 )
-from .._jit import inline, jit, part
+from .._jit import inline, integers, jit, part
 from .._layouts import layout, with_contiguous_rows
 from .._memory import empty
 from .._packing import empty_each
@@ -35,7 +35,7 @@ from .._vectors import F32, LANES, broadcast, get, load, put, store
 
 ONE = np.float32(1)
 ORIGINS = types.int64[::1]
-GEOMETRY, LAYOUT, BIAS, SHARE = (types.UniTuple(types.int64, n) for n in (9, 6, 4, 2))
+GEOMETRY, LAYOUT, BIAS, SHARE = map(integers, (9, 6, 4, 2))
 BEYOND = -1
 """Place of padding: negative."""
 GROUPS = 8
