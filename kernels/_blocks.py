@@ -321,7 +321,7 @@ def softmax(x, columns) -> types.UniTuple(types.float32, 2):
 @part
 def exponentials(x, columns, shift: types.float32):
     """Turns a row of logits into ``exp(x - shift)``, with zeros beyond ``columns``."""
-    offset = broadcast(np.float32(shift))
+    offset = broadcast(shift)
     zero = broadcast(np.float32(0))
     for j in range(0, columns, LANES):
         value = exp(load(x + 4 * j) - offset)

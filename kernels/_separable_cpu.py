@@ -185,16 +185,22 @@ def _transpose(begin, end, taps, bins, to_pixels, result):
 
 
 @inline
+def _element_at(taps, box, element):
+    """Address of an element: its column, and then its value."""
+    return taps.elements.ctypes.data + 16 * (box * taps.elements.shape[1] + element)
+
+
+@inline
 def value_at(taps, box, element):
     """Address of an element's value, which is a float."""
-    return taps.elements.ctypes.data + 16 * (box * taps.elements.shape[1] + element) + 8
+    return _element_at(taps, box, element) + 8
 
 
 @inline
 def _row(taps, box, row):
     """Addresses of the first element of a row and of that behind the last."""
-    start = taps.elements.ctypes.data + 16 * box * taps.elements.shape[1]
-    return start + 16 * taps.start[box, row], start + 16 * taps.start[box, row + 1]
+    first, end = taps.start[box, row], taps.start[box, row + 1]
+    return _element_at(taps, box, first), _element_at(taps, box, end)
 
 
 @jit

@@ -233,17 +233,17 @@ def _logits(agents, tokens, tokens_row, rows, count, dim, scale: types.float32, 
 
     Columns are filled up to whole vectors with zeros. ``turned`` is memory for what is transposed.
     """
-    factor, a_row = np.float32(scale), 4 * padded(dim)
+    a_row = 4 * padded(dim)
     if _are_in_lanes(count):
         products = turned + 64 * padded(dim)
         copy_in_transposed(FLOAT, agents, a_row, count, dim, turned, 64)
         left = tokens, tokens_row, 4
-        product(rows, 1, dim, left, (turned, 64), (products, 64), factor, False)
+        product(rows, 1, dim, left, (turned, 64), (products, 64), scale, False)
         copy_in_transposed(FLOAT, products, 64, rows, LANES, s, row)
     else:
         copy_in_transposed(FLOAT, tokens, tokens_row, rows, dim, turned, row)
         left, vectors = (agents, a_row, 4), padded(rows) // LANES
-        product(count, vectors, dim, left, (turned, row), (s, row), factor, False)
+        product(count, vectors, dim, left, (turned, row), (s, row), scale, False)
 
 
 @part

@@ -204,20 +204,7 @@ def _copy_row(tensor, place, g, count, rows, target, pitch):
 
 
 @jit
-def _copy_rows(
-    tensors,
-    bases,
-    g,
-    lines,
-    end,
-    height,
-    first,
-    last,
-    rows,
-    table,
-    beside,
-    pitch,
-):
+def _copy_rows(tensors, bases, g, lines, end, height, first, last, rows, table, beside, pitch):
     """Brings rows of two maps to the places in a table, the second ``beside`` bytes further."""
     for i in range(lines, end):
         target = get_int(table + 8 * i) + LEFT
