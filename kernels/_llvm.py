@@ -140,10 +140,10 @@ def number(value):
     return ir.Constant(I64, value)
 
 
-def prefetch(builder, address):
-    """Begins to bring the line at an address to the second-level cache."""
+def prefetch(builder, address, to_write=False):
+    """Begins to bring the line at an address to the second-level cache, to be read or written."""
     arguments = [
         pointer(builder, address, ir.IntType(8)),
-        *(ir.Constant(I32, value) for value in (0, 2, 1)),  # to read; second level; data
+        *(ir.Constant(I32, value) for value in (int(to_write), 2, 1)),  # second level; data
     ]
     call(builder, "llvm.prefetch.p0", ir.VoidType(), arguments)

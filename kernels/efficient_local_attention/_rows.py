@@ -31,6 +31,8 @@ __all__ = [
 
 MOST = 64
 """Most floats of a row at a time."""
+AHEAD = 2048
+"""Bytes from what is written to what is asked for meanwhile."""
 
 
 def _for_each_number(builder, columns, lanes, emit):
@@ -101,6 +103,12 @@ class _Row:
         else:
             value = self._with_lanes(values[0], LANES)
             emit_store_converted(self.builder, 0, value, address, self.columns)
+
+    def prefetch(self, address):
+        """Asks for the lines that whole registers will be written to."""
+        if self.whole:
+            for start in self.starts[:: LANES // REGISTER]:
+                llvm.prefetch(self.builder, self.builder.add(address, start), to_write=True)
 
     def without_shared(self, values):
         """The last register has zeros for floats that are in the one before it, too."""
@@ -213,6 +221,7 @@ def gate_rows(
                         _emit_stream(builder, builder.add(target, start), value)
                 else:
                     line.store(target, values)
+                    line.prefetch(builder.add(target, llvm.number(AHEAD)))
                 return [builder.add(source, row), builder.add(target, row)]
 
             counted_loop(builder, rows, [x, out], body)

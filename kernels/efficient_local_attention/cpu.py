@@ -60,8 +60,8 @@ SMALL = 100
 """Most positions of a small plane."""
 CHUNK = 65536
 """Bytes of the planes of a chunk to have at least."""
-CACHE = 2**23
-"""Bytes of a result that will not stay in the cache, and is better written past it."""
+CACHE = 2**25
+"""Bytes of maps that do not stay in the cache: results are better written past it."""
 TASKS = 16
 """Pieces of work to have at least, and sums of a weight's gradient to keep apart."""
 
@@ -231,7 +231,7 @@ def _forward_chunks(begin, end, scratch, shape, plan, sizes, x, out, parameters,
     planes = weights + packed * F32
     work = planes + transposed * F32
     code = x[0]
-    streams = code == FLOAT and batch * channels * area * F32 > CACHE
+    streams = code == FLOAT and 2 * batch * channels * area * F32 > CACHE
     size = 4 if code == FLOAT else 2
     form, out_form, copied = (code, x[4], x[5]), (code, out[4], out[5]), (FLOAT, width * wide, wide)
     clear(z, strip_size)
@@ -283,7 +283,7 @@ def _backward_chunks(
     grad_planes = planes + transposed * F32
     work = grad_planes + transposed * F32
     code = x[0]
-    streams = code == FLOAT and batch * channels * area * F32 > CACHE
+    streams = code == FLOAT and 3 * batch * channels * area * F32 > CACHE
     size = 4 if code == FLOAT else 2
     form, grad_form = (code, x[4], x[5]), (code, grad[4], grad[5])
     dx_form, copied = (code, dx[4], dx[5]), (FLOAT, width * wide, wide)
