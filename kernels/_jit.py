@@ -15,6 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core.caching import FunctionCache
 from numba.core.registry import CPUDispatcher
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 __all__ = ["entry", "inline", "integers", "jit", "part"]
@@ -109,8 +110,12 @@ class _Cache(FunctionCache):
         self._cache_file._source_stamp = (self._cache_file._source_stamp, digest)
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        # Numba would first import all that it can compile, which takes longer than the rest of a
+        # first call; compiling does that itself.
+        rtsys.initialize(target_context)
         try:
-            return super().load_overload(sig, target_context)
+            with self._guard_against_spurious_io_errors():
+                return self._load_overload(sig, target_context)
         except (AttributeError, ImportError, UnpicklingError):
             # An index that another version wrote, of types which are no more.
             self.flush()
