@@ -6,7 +6,7 @@ they come from one projection, and always do in blocks.
 
 from .._blocks import copy_in, copy_out, padded
 from .._jit import inline, integers, part
-from .._vectors import LANES, prefetch
+from .._vectors import LANES, WIDE_REGISTERS, prefetch
 from ._matrices import FLOAT
 
 RANGE, LAYOUT = integers(2), integers(6)
@@ -22,7 +22,12 @@ def _at(x, sample, head, token):
 def prefetch_next(
     x: LAYOUT, sample, heads: RANGE, start, samples: RANGE, tokens: RANGE, block, columns
 ):
-    """Begins to bring in the rows that a task turns to next, which hardware does not foresee."""
+    """Begins to bring in the rows that a task turns to next, where hardware does not foresee them.
+
+    Processors with wide registers do, and would wait for so many requests at once.
+    """
+    if WIDE_REGISTERS:
+        return
     start = start if sample + 1 < samples[1] else start + block
     sample = sample + 1 if sample + 1 < samples[1] else samples[0]
     size = columns * (4 if x[0] == FLOAT else 2)
