@@ -22,7 +22,7 @@ from ._launch import launcher
 
 __all__ = ["parallel_for"]
 
-CHUNKS_PER_THREAD = 4
+CHUNKS_PER_THREAD = 8
 CACHE_LINE = 64
 MOST_KEPT = 2**24
 """Most bytes of scratch memory that are kept between calls, a thread."""
