@@ -6,6 +6,7 @@ import torch
 from .._blocks import (
     clear,
     copy_in,
+    copy_in_transposed,
     copy_out,
     exponentials,
     inner_product,
@@ -42,11 +43,12 @@ def forward(x, values, queries, scale, save):
     out = torch.empty(batch, count, wide, dtype=values.dtype)
     logits = torch.empty((batch, count, tokens) if save else 0)
     lse = torch.empty((batch, count) if save else 0)
-    # Queries of an item are shared out where there are few items.
-    parts = max(min(-(-TASKS // max(batch, 1)), count // 8), 1)
+    # Queries of an item are shared out where there are few items; results do not depend on it.
+    parts = max(min(-(-2 * torch.get_num_threads() // max(batch, 1)), count // LANES), 1)
     sizes = _sizes(tokens, dim, wide, count)
     depth, width, length, line = sizes[4:]
-    most = in_whole_tiles(-(-count // parts))
+    most = -(-count // parts)
+    lanes = -(-most // LANES) * LANES
     parallel_for(
         _forward_items,
         batch * parts,
@@ -59,7 +61,7 @@ def forward(x, values, queries, scale, save):
         _layout(out),
         logits.data_ptr() if save else 0,
         lse.data_ptr() if save else 0,
-        scratch=F32 * (most * (depth + width + line + 2) + length * (depth + width)),
+        scratch=F32 * (lanes * (depth + width + line + length + 2) + length * (depth + width)),
     )
     return out, logits, lse
 
@@ -137,27 +139,45 @@ def _sizes(tokens, dim, wide, count):
 def _forward_items(begin, end, scratch, parts, sizes, x, values, queries, scale, out, logits, lse):
     tokens, dim, wide, count, depth, width, length, line = sizes
     row, pooled_row, line_row = depth * F32, width * F32, line * F32
-    most = tiled((count + parts - 1) // parts)
+    lanes = padded((count + parts - 1) // parts)
+    across = lanes * F32
     q = scratch
-    pooled = q + most * row
-    p = pooled + most * pooled_row
-    copies = p + most * line_row
+    pooled = q + depth * across
+    p = pooled + lanes * pooled_row
+    turned = p + lanes * line_row
+    copies = turned + length * across
     value_copies = copies + length * row
     largest = value_copies + length * pooled_row
-    total = largest + most * F32
+    total = largest + lanes * F32
     for task in range(begin, end):
         b, part = task // parts, task % parts
         start = count * part // parts
         some = count * (part + 1) // parts - start
-        copy_tiles(queries, b, start, some, dim, q)
-        scale_row(q, some * depth, scale)
+        source = queries[1] + b * queries[2] + start * queries[3]
+        copy_in_transposed(queries[0], source, queries[3], some, dim, q, across)
+        scale_row(q, dim * lanes, scale)
         for i in range(some):
             put(largest + i * F32, np.float32(-np.inf))
             put(total + i * F32, np.float32(0))
         for first in range(0, tokens, length):
             number = min(length, tokens - first)
-            place, place_row, whole = find_rows(x, b, first, number, dim, copies)
-            inner_products(tiled(some), whole, depth, q, row, place, place_row, p, line_row)
+            place, place_row, _ = find_rows(x, b, first, number, dim, copies)
+            # Queries as lanes: products with tokens, of which each number serves them all.
+            multiply(
+                number,
+                padded(some) // LANES,
+                dim,
+                place,
+                place_row,
+                F32,
+                q,
+                across,
+                turned,
+                across,
+                ONE,
+                False,
+            )
+            copy_in_transposed(FLOAT, turned, across, number, some, p, line_row)
             for i in range(some):
                 if logits > 0:
                     target = logits + ((b * count + start + i) * tokens + first) * F32
