@@ -31,7 +31,7 @@ ONE = np.float32(1)
 BLOCK = 196608
 """Bytes of a block of tokens, which is read twice from the second-level cache."""
 TASKS = 16
-"""Pieces of work to have at least, and sums of the queries' gradient to keep apart."""
+"""Most sums of the queries' gradient to keep apart, each of some items."""
 NOTHING = (FLOAT, 0, 0, 0)
 
 
