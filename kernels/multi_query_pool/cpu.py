@@ -47,8 +47,7 @@ def forward(x, values, queries, scale, save):
     parts = max(min(-(-2 * torch.get_num_threads() // max(batch, 1)), count // LANES), 1)
     sizes = _sizes(tokens, dim, wide, count)
     depth, width, length, line = sizes[4:]
-    most = -(-count // parts)
-    lanes = -(-most // LANES) * LANES
+    lanes = padded.py_func(-(-count // parts))
     parallel_for(
         _forward_items,
         batch * parts,
